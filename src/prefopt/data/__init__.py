@@ -1,0 +1,1 @@
+"""Preferences as groups: reading, checking and mixing them. Nothing here imports torch."""
