@@ -1,0 +1,1 @@
+"""From token groups to log-probabilities: tokens, trees, attention, scores and their cache."""

@@ -1,0 +1,1 @@
+"""Whether a policy is preferred: implicit rewards, win rates, intervals."""
