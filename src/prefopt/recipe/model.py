@@ -1,0 +1,427 @@
+"""The typed recipe: everything that decides a training, and where each value came from.
+
+A recipe is a YAML file, flags of the same name on the command line, or both; flags win.
+Loading is strict: an unknown key, a value out of range or a setting without effect is an
+error that names the key and what would be right. Paths are relative to the working
+directory. Nothing here knows torch: what only the objective or the model can judge is
+checked when training starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prefopt.errors import RecipeError
+from prefopt.recipe import text
+from prefopt.recipe.refusals import explain
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Source(_Strict):
+    """One source of groups; several make a mixture."""
+
+    path: str = Field(min_length=1, description="file, folder or hub id of a data set")
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name in the metrics; of several sources, the file's name",
+    )
+    share: float | None = Field(
+        default=None,
+        gt=0,
+        description="relative share of the comparisons that come from this source",
+    )
+    format: str = Field(default="auto", description="layout of the rows; auto recognises it")
+
+
+class ObjectiveChoice(_Strict):
+    """An objective by name, with its own options beside the name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(default="dpo", description="which loss: dpo, ipo, sft")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Hyper-parameters that were given, for `objectives.registry.find_objective(name).bind`."""
+        return dict(self.model_extra or {})
+
+
+class AdapterChoice(_Strict):
+    """An adapter by name; what is not a field here is an option of PEFT's configuration."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(default="lora", description="which adapter: lora")
+    rank: Positive = Field(default=16, description="rank of the update")
+    alpha: Positive = Field(
+        default=32, description="scale of the update; it is multiplied by alpha / rank"
+    )
+    target_modules: str | list[str] = Field(
+        default="all-linear",
+        description="which layers get one: all-linear, or a list of module names",
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Further options of the PEFT configuration."""
+        return dict(self.model_extra or {})
+
+
+class Recipe(_Strict):
+    """Everything that decides a training. The descriptions are also those of `--help`."""
+
+    model: str = Field(min_length=1, description="folder or hub id of the model to train")
+    data: tuple[Source, ...] = Field(
+        min_length=1, description="preferences to train on: a path, or a list of named sources"
+    )
+    eval_data: tuple[Source, ...] | None = Field(
+        default=None, min_length=1, description="preferences to evaluate on, never trained on"
+    )
+    out: str = Field(min_length=1, description="folder of the run")
+    objective: ObjectiveChoice = Field(
+        default_factory=ObjectiveChoice, description="the loss and its options"
+    )
+    reference: str = Field(
+        default="initial",
+        min_length=1,
+        description="what the policy is kept close to: initial (itself as it starts), none, or a "
+        "path",
+    )
+    reference_scores: Literal["cache", "each_step"] = Field(
+        default="cache", description="score the reference once and keep it on disk, or at each step"
+    )
+    adapter: AdapterChoice | None = Field(
+        default=None, description="train a small adapter instead of all weights"
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="peak learning rate; by default 5e-7, with an adapter 5e-6, for sft 2e-5, for "
+        "sft with an adapter 2e-4",
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="learning rate after the warm-up"
+    )
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="share of the steps in which it rises"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="gradients are clipped to this norm"
+    )
+    batch_size: Positive = Field(default=64, description="comparisons in one optimizer step")
+    microbatch_tokens: Positive = Field(
+        default=8192, description="tokens computed at once: memory against speed, never the result"
+    )
+    epochs: Positive = Field(default=1, description="passes over the data")
+    max_steps: Positive | None = Field(default=None, description="stop after this many steps")
+    max_length: int | None = Field(
+        default=None, ge=2, description="most tokens of a prompt and its completion together"
+    )
+    too_long: Literal["error", "drop", "cut_prompt_start", "cut_completion"] = Field(
+        default="error", description="what happens to rows beyond max_length"
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        default="raise", description="stop at the first wrong row, or leave it out and count it"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 autocast where the device has it; weights stay fp32"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, slower"
+    )
+    sharing: Literal["auto", "off"] = Field(
+        default="auto", description="compute shared prefixes once, where the model allows it"
+    )
+    device: str | None = Field(
+        default=None,
+        description="where to compute, such as cpu or cuda; by default the first accelerator",
+    )
+    seed: int = Field(default=0, ge=0, description="seed of everything random")
+    eval_every: Positive | None = Field(
+        default=None, description="steps between evaluations; one more follows at the end"
+    )
+    early_stop: Positive | None = Field(
+        default=None, description="stop after this many evaluations without a lower loss"
+    )
+    checkpoint_every: Positive | None = Field(
+        default=None, description="steps between checkpoints; by default one on Ctrl-C only"
+    )
+    resume: Literal["auto", "never"] = Field(
+        default="auto", description="continue the run in the folder, or start it over"
+    )
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        default="none", description="where metrics are also sent"
+    )
+
+    @field_validator("data", "eval_data", mode="before")
+    @classmethod
+    def _sources(cls, value: Any) -> Any:
+        """A path, a list of paths and a list of mappings are all lists of sources."""
+        if value is None:
+            return None
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple({"path": item} if isinstance(item, str) else item for item in items)
+
+    @field_validator("data", "eval_data", mode="after")
+    @classmethod
+    def _name_sources(cls, sources: tuple[Source, ...] | None) -> tuple[Source, ...] | None:
+        if sources is None or len(sources) == 1:
+            return sources
+        return tuple(
+            source if source.name else source.model_copy(update={"name": Path(source.path).name})
+            for source in sources
+        )
+
+    @field_validator("objective", "adapter", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """`objective: ipo` is short for `objective: {name: ipo}`; `adapter: none` for null."""
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_adapter(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("adapter") == "none":
+            return {**value, "adapter": None}
+        return value
+
+
+#: settings that change neither what is learned nor from what, so a run may go on with others
+NOT_LEARNED = frozenset(
+    {"out", "resume", "track", "checkpoint_every", "microbatch_tokens", "gradient_checkpointing",
+     "reference_scores", "device"}
+)  # fmt: skip
+
+_SECTIONS = ("objective", "adapter")
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe whose every value is known, and where each came from.
+
+    Attributes:
+        recipe: the recipe; `learning_rate` is a number.
+        origins: dotted name (`objective.beta`) → `default`, `default for …`, the file's name
+            or `command line`.
+    """
+
+    recipe: Recipe
+    origins: Mapping[str, str]
+
+    def values(self) -> dict[str, Any]:
+        """Dotted name → value, in the order of the recipe; what `origins` has keys for."""
+        return _flat(self.recipe)
+
+    def with_objective_options(self, defaults: Mapping[str, Any]) -> ResolvedRecipe:
+        """The same recipe with the objective's own defaults written out where none was given."""
+        objective = self.recipe.objective
+        added = {name: value for name, value in defaults.items() if name not in objective.options}
+        values = {**objective.model_dump(), **added}
+        origins = {f"objective.{name}": f"default for {objective.name}" for name in added}
+        return ResolvedRecipe(
+            self.recipe.model_copy(update={"objective": ObjectiveChoice(**values)}),
+            {**self.origins, **origins},
+        )
+
+
+def load_recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> ResolvedRecipe:
+    """A YAML file with overrides on top of it, resolved.
+
+    Args:
+        path: the file; None where everything is an override.
+        overrides: values by dotted name, such as `{"objective.beta": 0.2}`, typed as in YAML.
+
+    Raises:
+        RecipeError: the file cannot be read, a key is unknown, a value is wrong, a required
+            one is missing, or a setting would have no effect.
+    """
+    document, rows = text.read(path) if path is not None else ({}, {})
+    given = {name: Path(path).name for name in _given(document)} if path is not None else {}
+    for name, value in overrides.items():
+        _override(document, name, value)
+        given = {key: origin for key, origin in given.items() if not key.startswith(f"{name}.")}
+        given[name] = "command line"
+    for name in [key for key in given if key in _SECTIONS]:
+        given.setdefault(f"{name}.name", given[name])
+    try:
+        recipe = Recipe.model_validate(document)
+    except ValidationError as error:
+        raise explain(error, Recipe, document, given, path, rows) from None
+    resolved = _resolve(recipe, given)
+    _check_effects(resolved, path, rows)
+    return resolved
+
+
+def check_reference(resolved: ResolvedRecipe, *, needs_reference: bool) -> None:
+    """Refuse settings of the reference that the objective would never read, or lacks.
+
+    Training calls it once it knows the objective's row of the table.
+
+    Raises:
+        RecipeError: a reference is set and nothing reads it, or it is needed and `none`.
+    """
+    recipe = resolved.recipe
+    name = recipe.objective.name
+    if needs_reference and recipe.reference == "none":
+        raise RecipeError(
+            f"objective '{name}' needs a reference",
+            field="reference",
+            value="none",
+            remedy="set reference: initial, or a path",
+        )
+    if not needs_reference and recipe.reference not in ("initial", "none"):
+        raise _without_effect("reference", resolved, f"objective '{name}' reads no reference")
+    if not needs_reference and recipe.reference_scores != "cache":
+        raise _without_effect(
+            "reference_scores", resolved, f"objective '{name}' reads no reference"
+        )
+
+
+def dump(resolved: ResolvedRecipe) -> str:
+    """The recipe as YAML with every value, and as a comment where it came from.
+
+    `load_recipe` reads it back as the same recipe.
+    """
+    return text.write(resolved.values(), resolved.origins)
+
+
+def parse_flag(name: str, written: str) -> Any:
+    """The value of a flag, typed as the same text would be in a recipe.
+
+    Text stays text where the recipe wants nothing else (`--out 2024` is a folder).
+    """
+    return written if name in _TEXT_KEYS else text.parse_value(written)
+
+
+_TEXT_KEYS = frozenset(
+    {"model", "data", "eval_data", "out", "reference", "objective.name", "adapter.name"}
+)
+
+
+# -- loading -------------------------------------------------------------------------------
+
+
+def _given(document: Mapping[str, Any]) -> list[str]:
+    """Dotted names that a document sets."""
+    names: list[str] = []
+    for key, value in document.items():
+        nested = key in _SECTIONS and isinstance(value, dict) and value
+        names += [f"{key}.{inner}" for inner in value] if nested else [key]
+    return names
+
+
+def _override(document: dict[str, Any], name: str, value: Any) -> None:
+    section, _, key = name.partition(".")
+    if not key:
+        document[section] = value
+        return
+    inside = document.get(section)
+    if isinstance(inside, str):
+        inside = {"name": inside}
+    document[section] = {**(inside if isinstance(inside, dict) else {}), key: value}
+
+
+def _resolve(recipe: Recipe, given: Mapping[str, str]) -> ResolvedRecipe:
+    origins = {name: given.get(name, "default") for name in _flat(recipe)}
+    if recipe.learning_rate is None:
+        rate, origins["learning_rate"] = _learning_rate(recipe)
+        recipe = recipe.model_copy(update={"learning_rate": rate})
+    return ResolvedRecipe(recipe, origins)
+
+
+def _learning_rate(recipe: Recipe) -> tuple[float, str]:
+    """The field's defaults: small steps near a reference, larger ones for an adapter or SFT."""
+    sft, adapter = recipe.objective.name == "sft", recipe.adapter
+    rate = {(False, False): 5e-7, (False, True): 5e-6, (True, False): 2e-5, (True, True): 2e-4}[
+        sft, adapter is not None
+    ]
+    if adapter is None:
+        return rate, "default for sft" if sft else "default for full training"
+    return rate, f"default for sft with {adapter.name}" if sft else f"default for {adapter.name}"
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted name → plain value; objective and adapter are opened, lists of sources are not."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.model_dump().items():
+        if key in _SECTIONS and value is not None:
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        elif key in ("data", "eval_data") and value is not None:
+            flat[key] = [_without_none(source) for source in value]
+        else:
+            flat[key] = value
+    return flat
+
+
+def _without_none(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if value not in (None, "auto")}
+
+
+# -- settings without effect ---------------------------------------------------------------
+
+
+def _check_effects(
+    resolved: ResolvedRecipe, path: str | Path | None, rows: Mapping[str, int]
+) -> None:
+    recipe = resolved.recipe
+    for name, sources in (("data", recipe.data), ("eval_data", recipe.eval_data or ())):
+        _check_sources(name, sources, path)
+    idle = (
+        ("eval_every", recipe.eval_every, recipe.eval_data is None, "there is no eval_data"),
+        ("early_stop", recipe.early_stop, recipe.eval_data is None, "there is no eval_data"),
+        ("early_stop", recipe.early_stop, recipe.eval_every is None, "there is no eval_every"),
+    )
+    for name, value, without_effect, reason in idle:
+        if value is not None and without_effect:
+            error = _without_effect(name, resolved, reason)
+            if path is not None and resolved.origins[name] == Path(path).name:
+                error.file, error.row = str(path), rows.get(name)
+            raise error
+
+
+def _check_sources(field: str, sources: tuple[Source, ...], path: str | Path | None) -> None:
+    shares = [source.share for source in sources]
+    names = [source.name for source in sources]
+    place: dict[str, Any] = {"field": field, "file": str(path) if path is not None else None}
+    if len(sources) == 1 and shares[0] is not None:
+        raise RecipeError(
+            "a share has no effect: there is only one source",
+            value=shares[0],
+            remedy="remove share, or add another source",
+            **place,
+        )
+    if None in shares and any(share is not None for share in shares):
+        raise RecipeError(
+            "some sources have a share and others have none",
+            value=dict(zip(names, shares, strict=True)),
+            remedy="give every source a share, or none",
+            **place,
+        )
+    if len(sources) > 1 and len(set(names)) < len(names):
+        raise RecipeError(
+            "two sources have the same name",
+            value=names,
+            remedy="give each source its own name",
+            **place,
+        )
+
+
+def _without_effect(name: str, resolved: ResolvedRecipe, reason: str) -> RecipeError:
+    return RecipeError(
+        f"{name} has no effect: {reason}",
+        field=name,
+        value=resolved.values()[name],
+        remedy=f"remove {name} ({resolved.origins[name]}), or set what it needs",
+    )
