@@ -154,6 +154,21 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.15},
     ),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", {}),
+    # Soft caps in the attention (its own eager function) and on the final logits.
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "cohere": ("CohereConfig", "CohereForCausalLM", {"logit_scale": 0.25}),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", {"logits_scaling": 3.0}),
     # A hybrid with linear-attention layers: packing several sequences in a row is wrong here.
     "qwen3_next": (
         "Qwen3NextConfig",
