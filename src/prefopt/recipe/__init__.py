@@ -1,5 +1,7 @@
 """The typed recipe: strict loading, overrides, and where each value came from."""
 
+from prefopt.recipe.effects import check_reference
+from prefopt.recipe.loading import dump, load_recipe, parse_flag
 from prefopt.recipe.model import (
     NOT_LEARNED,
     AdapterChoice,
@@ -7,10 +9,6 @@ from prefopt.recipe.model import (
     Recipe,
     ResolvedRecipe,
     Source,
-    check_reference,
-    dump,
-    load_recipe,
-    parse_flag,
 )
 
 __all__ = [

@@ -14,11 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from prefopt.errors import RecipeError
-from prefopt.recipe import text
-from prefopt.recipe.refusals import explain
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -184,18 +180,17 @@ class Recipe(_Strict):
             for source in sources
         )
 
-    @field_validator("objective", "adapter", mode="before")
+    @field_validator("objective", mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
-        """`objective: ipo` is short for `objective: {name: ipo}`; `adapter: none` for null."""
+    def _objective_by_name(cls, value: Any) -> Any:
+        """`objective: ipo` is short for `objective: {name: ipo}`."""
         return {"name": value} if isinstance(value, str) else value
 
-    @model_validator(mode="before")
+    @field_validator("adapter", mode="before")
     @classmethod
-    def _no_adapter(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("adapter") == "none":
-            return {**value, "adapter": None}
-        return value
+    def _adapter_by_name(cls, value: Any) -> Any:
+        """`adapter: lora` is short for `adapter: {name: lora}`, and `adapter: none` for null."""
+        return None if value == "none" else {"name": value} if isinstance(value, str) else value
 
 
 #: settings that change neither what is learned nor from what, so a run may go on with others
@@ -204,7 +199,7 @@ NOT_LEARNED = frozenset(
      "reference_scores", "device"}
 )  # fmt: skip
 
-_SECTIONS = ("objective", "adapter")
+SECTIONS = ("objective", "adapter")
 
 
 @dataclass(frozen=True)
@@ -222,7 +217,7 @@ class ResolvedRecipe:
 
     def values(self) -> dict[str, Any]:
         """Dotted name → value, in the order of the recipe; what `origins` has keys for."""
-        return _flat(self.recipe)
+        return flat(self.recipe)
 
     def with_objective_options(self, defaults: Mapping[str, Any]) -> ResolvedRecipe:
         """The same recipe with the objective's own defaults written out where none was given."""
@@ -236,192 +231,18 @@ class ResolvedRecipe:
         )
 
 
-def load_recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> ResolvedRecipe:
-    """A YAML file with overrides on top of it, resolved.
-
-    Args:
-        path: the file; None where everything is an override.
-        overrides: values by dotted name, such as `{"objective.beta": 0.2}`, typed as in YAML.
-
-    Raises:
-        RecipeError: the file cannot be read, a key is unknown, a value is wrong, a required
-            one is missing, or a setting would have no effect.
-    """
-    document, rows = text.read(path) if path is not None else ({}, {})
-    given = {name: Path(path).name for name in _given(document)} if path is not None else {}
-    for name, value in overrides.items():
-        _override(document, name, value)
-        given = {key: origin for key, origin in given.items() if not key.startswith(f"{name}.")}
-        given[name] = "command line"
-    for name in [key for key in given if key in _SECTIONS]:
-        given.setdefault(f"{name}.name", given[name])
-    try:
-        recipe = Recipe.model_validate(document)
-    except ValidationError as error:
-        raise explain(error, Recipe, document, given, path, rows) from None
-    resolved = _resolve(recipe, given)
-    _check_effects(resolved, path, rows)
-    return resolved
-
-
-def check_reference(resolved: ResolvedRecipe, *, needs_reference: bool) -> None:
-    """Refuse settings of the reference that the objective would never read, or lacks.
-
-    Training calls it once it knows the objective's row of the table.
-
-    Raises:
-        RecipeError: a reference is set and nothing reads it, or it is needed and `none`.
-    """
-    recipe = resolved.recipe
-    name = recipe.objective.name
-    if needs_reference and recipe.reference == "none":
-        raise RecipeError(
-            f"objective '{name}' needs a reference",
-            field="reference",
-            value="none",
-            remedy="set reference: initial, or a path",
-        )
-    if not needs_reference and recipe.reference not in ("initial", "none"):
-        raise _without_effect("reference", resolved, f"objective '{name}' reads no reference")
-    if not needs_reference and recipe.reference_scores != "cache":
-        raise _without_effect(
-            "reference_scores", resolved, f"objective '{name}' reads no reference"
-        )
-
-
-def dump(resolved: ResolvedRecipe) -> str:
-    """The recipe as YAML with every value, and as a comment where it came from.
-
-    `load_recipe` reads it back as the same recipe.
-    """
-    return text.write(resolved.values(), resolved.origins)
-
-
-def parse_flag(name: str, written: str) -> Any:
-    """The value of a flag, typed as the same text would be in a recipe.
-
-    Text stays text where the recipe wants nothing else (`--out 2024` is a folder).
-    """
-    return written if name in _TEXT_KEYS else text.parse_value(written)
-
-
-_TEXT_KEYS = frozenset(
-    {"model", "data", "eval_data", "out", "reference", "objective.name", "adapter.name"}
-)
-
-
-# -- loading -------------------------------------------------------------------------------
-
-
-def _given(document: Mapping[str, Any]) -> list[str]:
-    """Dotted names that a document sets."""
-    names: list[str] = []
-    for key, value in document.items():
-        nested = key in _SECTIONS and isinstance(value, dict) and value
-        names += [f"{key}.{inner}" for inner in value] if nested else [key]
-    return names
-
-
-def _override(document: dict[str, Any], name: str, value: Any) -> None:
-    section, _, key = name.partition(".")
-    if not key:
-        document[section] = value
-        return
-    inside = document.get(section)
-    if isinstance(inside, str):
-        inside = {"name": inside}
-    document[section] = {**(inside if isinstance(inside, dict) else {}), key: value}
-
-
-def _resolve(recipe: Recipe, given: Mapping[str, str]) -> ResolvedRecipe:
-    origins = {name: given.get(name, "default") for name in _flat(recipe)}
-    if recipe.learning_rate is None:
-        rate, origins["learning_rate"] = _learning_rate(recipe)
-        recipe = recipe.model_copy(update={"learning_rate": rate})
-    return ResolvedRecipe(recipe, origins)
-
-
-def _learning_rate(recipe: Recipe) -> tuple[float, str]:
-    """The field's defaults: small steps near a reference, larger ones for an adapter or SFT."""
-    sft, adapter = recipe.objective.name == "sft", recipe.adapter
-    rate = {(False, False): 5e-7, (False, True): 5e-6, (True, False): 2e-5, (True, True): 2e-4}[
-        sft, adapter is not None
-    ]
-    if adapter is None:
-        return rate, "default for sft" if sft else "default for full training"
-    return rate, f"default for sft with {adapter.name}" if sft else f"default for {adapter.name}"
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
+def flat(recipe: Recipe) -> dict[str, Any]:
     """Dotted name → plain value; objective and adapter are opened, lists of sources are not."""
-    flat: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in recipe.model_dump().items():
-        if key in _SECTIONS and value is not None:
-            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        if key in SECTIONS and value is not None:
+            values |= {f"{key}.{inner}": item for inner, item in value.items()}
         elif key in ("data", "eval_data") and value is not None:
-            flat[key] = [_without_none(source) for source in value]
+            values[key] = [_without_none(source) for source in value]
         else:
-            flat[key] = value
-    return flat
+            values[key] = value
+    return values
 
 
 def _without_none(source: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in source.items() if value not in (None, "auto")}
-
-
-# -- settings without effect ---------------------------------------------------------------
-
-
-def _check_effects(
-    resolved: ResolvedRecipe, path: str | Path | None, rows: Mapping[str, int]
-) -> None:
-    recipe = resolved.recipe
-    for name, sources in (("data", recipe.data), ("eval_data", recipe.eval_data or ())):
-        _check_sources(name, sources, path)
-    idle = (
-        ("eval_every", recipe.eval_every, recipe.eval_data is None, "there is no eval_data"),
-        ("early_stop", recipe.early_stop, recipe.eval_data is None, "there is no eval_data"),
-        ("early_stop", recipe.early_stop, recipe.eval_every is None, "there is no eval_every"),
-    )
-    for name, value, without_effect, reason in idle:
-        if value is not None and without_effect:
-            error = _without_effect(name, resolved, reason)
-            if path is not None and resolved.origins[name] == Path(path).name:
-                error.file, error.row = str(path), rows.get(name)
-            raise error
-
-
-def _check_sources(field: str, sources: tuple[Source, ...], path: str | Path | None) -> None:
-    shares = [source.share for source in sources]
-    names = [source.name for source in sources]
-    place: dict[str, Any] = {"field": field, "file": str(path) if path is not None else None}
-    if len(sources) == 1 and shares[0] is not None:
-        raise RecipeError(
-            "a share has no effect: there is only one source",
-            value=shares[0],
-            remedy="remove share, or add another source",
-            **place,
-        )
-    if None in shares and any(share is not None for share in shares):
-        raise RecipeError(
-            "some sources have a share and others have none",
-            value=dict(zip(names, shares, strict=True)),
-            remedy="give every source a share, or none",
-            **place,
-        )
-    if len(sources) > 1 and len(set(names)) < len(names):
-        raise RecipeError(
-            "two sources have the same name",
-            value=names,
-            remedy="give each source its own name",
-            **place,
-        )
-
-
-def _without_effect(name: str, resolved: ResolvedRecipe, reason: str) -> RecipeError:
-    return RecipeError(
-        f"{name} has no effect: {reason}",
-        field=name,
-        value=resolved.values()[name],
-        remedy=f"remove {name} ({resolved.origins[name]}), or set what it needs",
-    )
