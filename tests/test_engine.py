@@ -87,8 +87,9 @@ def test_forest_shares_prompts_beginnings_and_conversations() -> None:
     unshared = sum(len(g.prompt) + len(c) for g in groups for c in g.completions)
     assert unshared == (2 * 13 + 18) + (2 * 1 + 4) + (5 * 12 + 43) + (3 * 29 + 44) + (2 * 9 + 12)
     # 13+7+11 | 1+3 and 1+1 (a prompt of one token is not worth a branch) | the conversation of
-    # nine tokens once for three groups; then 3 + 6 + 1 + 4 + 9 + 5 | 20 + 12 + 2 + 30 | 6
-    assert len(forest) == 31 + 6 + 9 + (3 + 6 + 14 + 5) + (20 + 44) + 6
+    # nine tokens once for three groups; then 3 + 6 + 1 + 4 + 9 and, as three tokens are not
+    # worth a branch, 3 + 5 | 20 + 12 + 2 + 30 | 6 once for two equal completions
+    assert len(forest) == 31 + 6 + 9 + (9 + 14) + (3 + 5) + (20 + 44) + 6
 
 
 def test_ancestors_are_an_interval() -> None:
@@ -106,11 +107,12 @@ def test_ancestors_are_an_interval() -> None:
 def test_short_common_prefixes_are_not_shared() -> None:
     prompt = np.arange(10, dtype=np.int32)
     common = np.full(MIN_SHARED - 1, 50, dtype=np.int32)
-    group = TokenGroup(prompt, tuple(np.append(common, np.int32(n)) for n in (60, 61)))
-    assert len(build_forest([group])) == 10 + 2 * MIN_SHARED
+    other = np.array([70], dtype=np.int32)  # branches at the end of the prompt
+    group = TokenGroup(prompt, (other, *(np.append(common, np.int32(n)) for n in (60, 61))))
+    assert len(build_forest([group])) == 10 + 1 + 2 * MIN_SHARED
     longer = np.full(MIN_SHARED, 50, dtype=np.int32)
-    group = TokenGroup(prompt, tuple(np.append(longer, np.int32(n)) for n in (60, 61)))
-    assert len(build_forest([group])) == 10 + MIN_SHARED + 2
+    group = TokenGroup(prompt, (other, *(np.append(longer, np.int32(n)) for n in (60, 61))))
+    assert len(build_forest([group])) == 10 + 1 + MIN_SHARED + 2
 
 
 def test_pack_fills_micro_batches_and_loses_nothing() -> None:
@@ -171,6 +173,7 @@ def test_a_wrong_tree_is_noticed(make_model: Callable[..., Any], monkeypatch: py
     assert scorer.sharing == "rows" and scorer.difference is not None and scorer.difference > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
 def test_flex_attention_sees_what_segments_see(
     architecture: str, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

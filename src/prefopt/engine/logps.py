@@ -83,11 +83,7 @@ class Scorer:
             nullcontext(),
             attention.attending_to_trees(base) if self.sharing == "trees" else nullcontext(),
         )
-        self.model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": recompute}
-        )
-        if hasattr(self.model, "enable_input_require_grads"):
-            self.model.enable_input_require_grads()
+        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recompute})
 
     # -- trees -----------------------------------------------------------------------------
 
