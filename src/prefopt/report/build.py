@@ -1,0 +1,94 @@
+"""Run folder → `report.html`: one page that needs nothing but itself.
+
+No script, no font, no network: it can be mailed, kept with the model, and read on a phone.
+The same run folder gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import RunError
+from prefopt.report import details, figures, summary
+from prefopt.report.artefacts import Artefacts, read_artefacts
+
+
+def build_report(run: str | Path) -> Path:
+    """Write `report.html` into a run folder, finished or not, and return its path.
+
+    Args:
+        run: the folder that `prefopt train` wrote. Only its `metrics.jsonl` is required;
+            `manifest.json`, `recipe.yaml`, `evaluation.json` and `samples.jsonl` each add
+            their part.
+
+    Raises:
+        RunError: there is no such run, one of its files cannot be read, or the report
+            cannot be written. Nothing is left half-written.
+    """
+    artefacts = read_artefacts(run)
+    path = artefacts.folder / "report.html"
+    _write(path, render(artefacts))
+    return path
+
+
+def render(run: Artefacts) -> str:
+    """The page as text; a pure function of what the run folder holds."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("prefopt.report"),
+        autoescape=True,  # completions and file names are anybody's text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(_page(run)) + "\n"
+
+
+def _page(run: Artefacts) -> dict[str, Any]:
+    win = summary.win_rate(run)
+    return {
+        "name": run.folder.resolve().name,
+        "status": summary.status(run),
+        "headline": summary.headline(run),
+        "tiles": summary.tiles(run),
+        "win_svg": None if win is None else figures.draw_win_rate(*win),
+        "win_notes": summary.win_notes(run),
+        "facts": details.facts(run),
+        "left_out": details.left_out(run),
+        "curves": figures.draw_curves(run),
+        "finished": run.manifest is not None,
+        "diagnostics": details.diagnostics(run),
+        "samples": details.samples(run),
+        "samples_open": details.SAMPLES_OPEN,
+        "samples_total": len(run.samples),
+        "engine": details.engine(run),
+        "sources": details.per_source(run),
+        "recipe": details.recipe(run),
+        "fingerprints": details.fingerprints(run),
+        "command": details.command(run),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write under a temporary name in the same folder, then rename."""
+    temporary = ""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="replace", dir=path.parent, suffix=".tmp", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunError(
+            f"the report cannot be written: {error.strerror}",
+            file=str(path),
+            remedy="free some space or make the folder writable, then run "
+            f"`prefopt report {path.parent}` again",
+        ) from error

@@ -1,0 +1,184 @@
+"""The top of the page: how the run ended, what came of it in a sentence, its key figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefopt.report.artefacts import Artefacts
+from prefopt.report.reading import file_names, part, setting
+from prefopt.report.series import ends, series
+from prefopt.report.words import counted, duration, listed, number, plain, share
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A key figure: what it is, its value, and what to compare that with."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the run ended. Tone: "done", "stopped" or "open"."""
+
+    tone: str
+    text: str
+
+
+def status(run: Artefacts) -> Status:
+    if run.manifest is None:
+        return Status("open", f"Still running or interrupted at step {number(run.last_step)}")
+    result = part(run.manifest, "result")
+    steps = result.get("steps", run.last_step)
+    words = counted(steps, "step")
+    if isinstance(seconds := run.manifest.get("seconds"), (int, float)):
+        words += f" in {duration(seconds)}"
+    if stopped := result.get("stopped"):
+        return Status("stopped", f"Stopped after {words}: {plain(str(stopped))}")
+    return Status("done", f"Finished: {words}")
+
+
+def headline(run: Artefacts) -> list[str]:
+    """The run in one to three sentences: on what, to what effect, and is it preferred."""
+    sentences = [f"{_trained_on(run)}."]
+    if reached := accuracy(run):
+        kind, first, last = reached
+        sentences.append(f"Accuracy on {kind} comparisons {_went(first, last)}.")
+    elif reached := loss(run):
+        kind, first, last = reached
+        sentences.append(f"The {kind} loss went from {number(first)} to {number(last)}.")
+    if win := win_rate(run):
+        sentences.append(_win_sentence(*win, opponent(run)))
+    return sentences
+
+
+def _trained_on(run: Artefacts) -> str:
+    objective = str(setting(run, "objective.name") or setting(run, "objective") or "")
+    name = objective.upper() if objective.isidentifier() else "Training"
+    data = part(run.manifest, "data", "train")
+    noun = "completion" if objective == "sft" else "comparison"
+    count = data.get(f"{noun}s")
+    files = listed(file_names(run))
+    what = [name, "on"]
+    if isinstance(count, int):
+        what.append(counted(count, noun))
+        files = files and f"from {files}"
+    return " ".join([*what, files or "its data"]) if files or count else f"{name} run"
+
+
+def _went(first: float, last: float) -> str:
+    if share(first) == share(last):
+        return f"stayed at {share(last)}"
+    return f"{'rose' if last > first else 'fell'} from {share(first)} to {share(last)}"
+
+
+def _win_sentence(rate: float, interval: tuple[float, float] | None, against: str) -> str:
+    span = f"win rate {_with_interval(rate, interval)}"
+    return {
+        "preferred": f"It is preferred to {against}: {span}.",
+        "beaten": f"It loses against {against}: {span}.",
+        "unclear": f"It cannot be told from {against}: {span}.",
+        "unknown": f"Against {against} it has a {span}.",
+    }[_verdict(interval)]
+
+
+def win_notes(run: Artefacts) -> list[str]:
+    """How to read the win rate, and whether its interval settles the question."""
+    if (win := win_rate(run)) is None:
+        return []
+    rate, interval = win
+    against = opponent(run)
+    verdict = {
+        "preferred": "The interval lies above 0.5: the preference is not an accident of the "
+        "prompts that were drawn.",
+        "beaten": f"The interval lies below 0.5: {against} is really better here.",
+        "unclear": "The interval contains 0.5: these prompts do not show a difference.",
+        "unknown": "No interval was recorded, so chance is not excluded.",
+    }[_verdict(interval)]
+    prompts = (run.evaluation or {}).get("prompts")
+    on = f" on {counted(prompts, 'prompt')}" if isinstance(prompts, int) else ""
+    meaning = f"The share of its answers that are preferred to those of {against}{on}"
+    return [f"{meaning}: {_with_interval(rate, interval)}. Ties count half.", verdict]
+
+
+def _verdict(interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return "unknown"
+    low, high = interval
+    return "preferred" if low > 0.5 else "beaten" if high < 0.5 else "unclear"
+
+
+def _with_interval(rate: float, interval: tuple[float, float] | None) -> str:
+    return share(rate) + (f" [{share(interval[0])}, {share(interval[1])}]" if interval else "")
+
+
+def win_rate(run: Artefacts) -> tuple[float, tuple[float, float] | None] | None:
+    evaluation = run.evaluation or {}
+    rate, interval = evaluation.get("win_rate"), evaluation.get("win_rate_interval")
+    if not isinstance(rate, (int, float)):
+        return None
+    if isinstance(interval, Sequence) and len(interval) == 2:
+        return float(rate), (float(interval[0]), float(interval[1]))
+    return float(rate), None
+
+
+def opponent(run: Artefacts) -> str:
+    return str((run.evaluation or {}).get("opponent") or "the reference")
+
+
+def accuracy(run: Artefacts) -> tuple[str, float, float] | None:
+    return _course(run, "accuracy")
+
+
+def loss(run: Artefacts) -> tuple[str, float, float] | None:
+    return _course(run, "loss")
+
+
+def _course(run: Artefacts, metric: str) -> tuple[str, float, float] | None:
+    """(on what, at first, at last): held-out values where there are any, else training's."""
+    held_out = series(run.eval, metric)
+    if len(held_out) > 1:
+        return "held-out", held_out.values[0], held_out.values[-1]
+    reached = ends(series(run.train, metric))
+    return None if reached is None else ("training", *reached)
+
+
+def tiles(run: Artefacts) -> list[Tile]:
+    """The key figures, the most important first."""
+    found: list[Tile] = []
+    if win := win_rate(run):
+        rate, interval = win
+        note = f"95 % interval {share(interval[0])} to {share(interval[1])}" if interval else ""
+        found.append(Tile("Win rate", share(rate), note))
+    if reached := accuracy(run):
+        kind, first, last = reached
+        found.append(Tile(f"Accuracy, {kind}", share(last), f"from {share(first)}"))
+    evaluation = run.evaluation or {}
+    before, after = evaluation.get("reward_before"), evaluation.get("reward_after")
+    if after is not None:
+        found.append(
+            Tile("Reward", number(after), "" if before is None else f"from {number(before)}")
+        )
+    if (kl := evaluation.get("kl")) is not None:
+        found.append(Tile("KL to the reference", number(kl), "nats a completion"))
+    if reached := loss(run):
+        kind, first, last = reached
+        found.append(Tile(f"Loss, {kind}", number(last), f"from {number(first)}"))
+    if run.train and (speed := _speed(run)):
+        found.append(speed)
+    return found
+
+
+def _speed(run: Artefacts) -> Tile | None:
+    for metric, words in (
+        ("comparisons_per_second", "comparisons a second"),
+        ("tokens_per_second", "tokens a second"),
+    ):
+        values = sorted(v for v in series(run.train, metric).values if math.isfinite(v))
+        if values:
+            return Tile("Speed", number(values[len(values) // 2]), f"{words}, median step")
+    return None
