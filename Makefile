@@ -1,0 +1,57 @@
+# Two commands on a fresh machine: `make demo` and `make test`. `make help` lists the others.
+# Needs Python 3.11 or newer, make and a package index; nothing is installed outside $(VENV).
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= logical
+ARGS    ?=
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --constraint constraints.txt
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(VENV)/.installed  ## create .venv with everything pinned in constraints.txt
+
+# Runs again only when what should be installed has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("prefopt needs Python 3.11 or newer and this is " \
+	  + sys.version.split()[0] + "; name one with: make PYTHON=python3.12" \
+	  if sys.version_info < (3, 11) else 0)'
+	@echo "Installing into $(VENV) (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL) torch==2.13.0
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(INSTALL) --editable '.[bench]'
+	@touch $@
+
+demo: setup  ## the main job on a small generated world: train, measure, report
+	@$(BIN)/prefopt demo $(ARGS)
+
+test: setup  ## the whole test suite
+	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
+
+check: setup  ## the gate before a commit: format, lint, types, house rules, documentation
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest --quiet tests/test_house.py tests/test_docs.py
+
+format: setup  ## rewrite the files as `check` wants them
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-bench  ## speed and memory beside TRL and a plain padded loop
+	@$(BIN)/python benchmarks/versus.py $(ARGS)
+
+clean:  ## remove the environment and every cache (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
