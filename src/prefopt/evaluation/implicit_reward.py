@@ -1,0 +1,282 @@
+"""Does a policy rank completions as the comparisons do, relative to its reference?
+
+The implicit reward of a completion is β·(log π − log π_ref) in nats (Rafailov et al. 2023,
+arXiv:2305.18290, section 5.1). No text is generated: this measures ranking, not writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prefopt.engine.cache import ScoreCache
+from prefopt.engine.forest import pack
+from prefopt.engine.logps import Scorer, Sharing
+from prefopt.engine.tokens import Encoder, TokenGroup, TooLong
+from prefopt.errors import DataError, PolicyError
+from prefopt.evaluation.intervals import Interval, clustered_bootstrap
+from prefopt.policies.fingerprint import fingerprint_model
+from prefopt.records import Comparison, Group
+
+if TYPE_CHECKING:
+    from prefopt.policies.load import Policy
+
+Progress = Callable[[int], None]
+Floats = NDArray[np.float64]
+_CHUNK = 512  # groups scored between two reports of progress
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """How well implicit rewards agree with comparisons.
+
+    Attributes:
+        comparisons: how many were scored.
+        accuracy: weighted share that the policy ranks as preferred; equal margins and
+            comparisons of probability ½ count half, one below ½ is read the other way round.
+        accuracy_interval: 95 %, clustered by prompt.
+        margin: weighted mean of β·h, h the difference of the log-ratios in nats.
+        length_baseline: the accuracy of "the longer one is better", in tokens, beside it.
+        prompts: distinct prompts, the clusters of the interval.
+        skipped: comparisons that tokenising left out, by reason.
+        cut: groups that tokenising shortened, by where.
+        rows: one object a comparison, for a file.
+    """
+
+    comparisons: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    margin: float
+    length_baseline: float
+    prompts: int
+    skipped: dict[str, int]
+    cut: dict[str, int]
+    rows: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as `prefopt score --json` prints it, without the rows."""
+        return {
+            "comparisons": self.comparisons,
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "margin": self.margin,
+            "length_baseline": self.length_baseline,
+            "prompts": self.prompts,
+            "skipped": self.skipped,
+            "cut": self.cut,
+        }
+
+
+def score_policy(
+    policy: Policy,
+    reference: Policy | None,
+    groups: Iterable[Group],
+    *,
+    beta: float = 0.1,
+    microbatch_tokens: int = 8192,
+    sharing: Sharing = "auto",
+    max_length: int | None = None,
+    too_long: TooLong = "error",
+    seed: int = 0,
+    cache: ScoreCache | None = None,
+    progress: Progress | None = None,
+) -> ScoreResult:
+    """Score every comparison of a data set under a policy and its reference.
+
+    Args:
+        policy: what is measured.
+        reference: what it is measured against; it must speak the same tokens. None takes
+            log π itself as the implicit reward (as if the reference were uniform).
+        groups: the data; groups without comparisons are passed over.
+        beta: rewards per nat; scales the margin and leaves the accuracy alone.
+        microbatch_tokens: tokens computed at once; does not change the result.
+        sharing, max_length, too_long: as in training.
+        seed: of the bootstrap.
+        cache: where the reference's scores are kept; defaults to the one of every run.
+        progress: called with the number of comparisons done so far.
+
+    Raises:
+        DataError: there is nothing to compare, or a row is refused by tokenising.
+        PolicyError: policy and reference have different vocabularies.
+    """
+    if reference is not None:
+        check_same_tokens(policy, reference)
+    encoder = Encoder(
+        policy.tokenizer,
+        end_of_turn=policy.end_of_turn,
+        max_length=policy.max_length if max_length is None else max_length,
+        too_long=too_long,
+    )
+    score = _scorer(policy, microbatch_tokens, sharing)
+    score_reference = None
+    if reference is not None:
+        score_reference = _cached(reference, microbatch_tokens, sharing, cache or ScoreCache())
+    rows: list[dict[str, Any]] = []
+    # The prompt's tokens identify it: two prompts with the same tokens are one to a policy.
+    stream = (encoded for encoded in encoder(groups) if encoded.comparisons)
+    while chunk := list(islice(stream, _CHUNK)):
+        scores = score(chunk)
+        baseline = np.zeros_like(scores) if score_reference is None else score_reference(chunk)
+        rows += _rows(chunk, scores, baseline, beta, reference is not None)
+        if progress is not None:
+            progress(len(rows))
+    if not rows:
+        raise DataError(
+            "there are no comparisons to score",
+            kind="no_comparisons",
+            remedy="give data in which completions of one prompt are compared",
+        )
+    return _summary(rows, encoder, seed)
+
+
+def check_same_tokens(policy: Policy, reference: Policy) -> None:
+    """Refuse a reference to which the policy's token ids mean something else.
+
+    Raises:
+        PolicyError: the vocabularies differ.
+    """
+    if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        raise PolicyError(
+            f"'{policy.name}' and '{reference.name}' have different vocabularies, so a "
+            "log-ratio between them means nothing",
+            field="reference",
+            value=reference.name,
+            remedy="give the model that the policy was trained from",
+        )
+
+
+def _summary(rows: list[dict[str, Any]], encoder: Encoder, seed: int) -> ScoreResult:
+    weights = [row["weight"] for row in rows]
+    clusters = [row["prompt"] for row in rows]
+
+    def mean(key: str) -> Interval:
+        values = [row[key] for row in rows]
+        return clustered_bootstrap(values, clusters, weights=weights, seed=seed)
+
+    accuracy = mean("correct")
+    return ScoreResult(
+        comparisons=len(rows),
+        accuracy=accuracy.mean,
+        accuracy_interval=accuracy.ends,
+        margin=float(np.average([row["margin"] for row in rows], weights=weights)),
+        length_baseline=float(np.average([row["longer"] for row in rows], weights=weights)),
+        prompts=accuracy.clusters,
+        skipped=dict(encoder.report.skipped),
+        cut=dict(encoder.report.cut),
+        rows=rows,
+    )
+
+
+def _scorer(
+    policy: Policy, microbatch_tokens: int, sharing: Sharing
+) -> Callable[[Sequence[TokenGroup]], Floats]:
+    """A function from groups to their (B,) scores, computed in packs."""
+    scorer = Scorer(policy.model, sharing=sharing)
+
+    def scores(groups: Sequence[TokenGroup]) -> Floats:
+        return score_packed(scorer, groups, microbatch_tokens).numpy()
+
+    return scores
+
+
+def _cached(
+    reference: Policy, microbatch_tokens: int, sharing: Sharing, cache: ScoreCache
+) -> Callable[[Sequence[TokenGroup]], Floats]:
+    """The same, from the cache where it has them."""
+    compute = _scorer(reference, microbatch_tokens, sharing)
+    fingerprint = fingerprint_model(reference.model)
+
+    def scores(groups: Sequence[TokenGroup]) -> Floats:
+        found = cache.get(fingerprint, groups)
+        if found is None:
+            found = torch.from_numpy(compute(groups))
+            cache.put(fingerprint, groups, found)
+        return found.numpy()
+
+    return scores
+
+
+@torch.no_grad()
+def score_packed(
+    scorer: Scorer, groups: Sequence[TokenGroup], microbatch_tokens: int
+) -> torch.Tensor:
+    """(B,) float64 scores of the groups' completions, in order, whatever the packing."""
+    training = scorer.model.training
+    scorer.model.eval()
+    parts: dict[int, torch.Tensor] = {}
+    try:
+        for positions in pack(groups, microbatch_tokens):
+            chosen = [groups[position] for position in positions]
+            logps = scorer(chosen).double().cpu()
+            counts = [len(group.completions) for group in chosen]
+            parts.update(zip(positions, torch.split(logps, counts), strict=True))
+    finally:
+        scorer.model.train(training)
+    return torch.cat([parts[position] for position in range(len(groups))])
+
+
+def _rows(
+    groups: Sequence[TokenGroup],
+    scores: Floats,
+    baseline: Floats,
+    beta: float,
+    has_reference: bool,
+) -> list[dict[str, Any]]:
+    """One object a comparison, its sides ordered so that the first is the better one."""
+    rows = []
+    start = 0
+    for group in groups:
+        for edge in group.comparisons:
+            rows.append(_row(group, edge, scores[start:], baseline[start:], beta, has_reference))
+        start += len(group.completions)
+    return rows
+
+
+def _row(
+    group: TokenGroup,
+    edge: Comparison,
+    scores: Floats,
+    baseline: Floats,
+    beta: float,
+    has_reference: bool,
+) -> dict[str, Any]:
+    flipped = edge.probability < 0.5
+    better, worse = (
+        (edge.dispreferred, edge.preferred) if flipped else (edge.preferred, edge.dispreferred)
+    )
+    gap = (scores[better] - baseline[better]) - (scores[worse] - baseline[worse])
+    lengths = len(group.completions[better]), len(group.completions[worse])
+    origin = group.origins[0] if group.origins else None
+    row: dict[str, Any] = {
+        "prompt": hashlib.blake2b(group.prompt.tobytes(), digest_size=16).hexdigest(),
+        "file": origin.file if origin else None,
+        "row": origin.row if origin else None,
+        "source": group.source,
+        "preferred": better,
+        "dispreferred": worse,
+        "probability": max(edge.probability, 1 - edge.probability),
+        "weight": edge.weight,
+        "logp_preferred": float(scores[better]),
+        "logp_dispreferred": float(scores[worse]),
+        "length_preferred": lengths[0],
+        "length_dispreferred": lengths[1],
+        "margin": float(beta * gap),
+        "correct": 0.5 if edge.probability == 0.5 else _half_step(gap),
+        "longer": 0.5 if edge.probability == 0.5 else _half_step(lengths[0] - lengths[1]),
+    }
+    if has_reference:
+        row["reference_logp_preferred"] = float(baseline[better])
+        row["reference_logp_dispreferred"] = float(baseline[worse])
+    return row
+
+
+def _half_step(gap: float) -> float:
+    """1 for more, 0 for less, ½ for equal."""
+    return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5

@@ -1,0 +1,5 @@
+"""Text out of a policy."""
+
+from prefopt.sampling.generate import sample
+
+__all__ = ["sample"]

@@ -1,0 +1,271 @@
+"""Completions sampled from a policy: batched, seeded, and independent of the batching.
+
+Shapes: R rows = prompts × samples, V vocabulary. Prompts are tokenised by the same encoder
+as in training. Each row owns a stream of uniform numbers, one a step, drawn from (seed,
+prompt, index of the sample); a token is where that number falls in the cumulated
+distribution. So a sample depends on nothing else: not on `batch_size`, not on which other
+prompts are asked, not on the order (up to ties within floating-point error of the logits).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from prefopt.engine.tokens import Encoder, Ids
+from prefopt.errors import DataError, RecipeError
+from prefopt.records import Prompt, prompt_key
+
+if TYPE_CHECKING:
+    from prefopt.policies.load import Policy
+
+Progress = Callable[[int, int], None]
+
+
+def sample(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[list[str]]:
+    """`n` completions of every prompt, in the order of the prompts.
+
+    Of the model folder's `generation_config.json` only the token ids are used (begin, end,
+    pad). Its sampling defaults (temperature, top_p, top_k, repetition_penalty, min_length,
+    suppressed tokens …) are not: what is sampled is what the arguments here say, by default
+    the policy's own distribution, the one that log-probabilities are about.
+
+    Args:
+        policy: model and tokenizer; the model is put in eval mode meanwhile.
+        prompts: text or conversations. A prompt that occurs twice gets different samples.
+        n: completions a prompt.
+        max_new_tokens: a completion that has not ended by then is cut.
+        temperature: divides the logits; 0 takes the most probable token.
+        top_p: keep the most probable tokens that hold this much probability; 1 keeps all.
+        top_k: keep this many tokens; 0 keeps all.
+        seed: another seed, other samples.
+        batch_size: completions generated at once.
+        progress: called with (completions done, completions in all) after each batch.
+
+    Returns:
+        For each prompt its n texts, without special tokens and end of turn.
+
+    Raises:
+        RecipeError: a setting is out of range or would have no effect.
+        DataError: a prompt has no tokens, or leaves no room for `max_new_tokens`.
+    """
+    _check_settings(n, max_new_tokens, temperature, top_p, top_k, batch_size)
+    ids = _encode(policy, prompts, max_new_tokens)
+    seen: Counter[bytes] = Counter()
+    rows: list[tuple[int, NDArray[np.float64]]] = []  # position of the prompt, its uniforms
+    for position, prompt in enumerate(prompts):
+        key = prompt_key(prompt)
+        for _ in range(n):
+            rows.append((position, _uniforms(seed, key, seen[key], max_new_tokens)))
+            seen[key] += 1
+    warpers = _warpers(temperature, top_p, top_k)
+    texts: list[str] = [""] * len(rows)
+    # Longest first: rows of a batch have similar lengths, and lack of memory shows at once.
+    order = sorted(range(len(rows)), key=lambda row: -len(ids[rows[row][0]]))
+    with _own_settings(policy.model, policy, max_new_tokens):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [ids[rows[row][0]] for row in chosen]
+            noise = np.stack([rows[row][1] for row in chosen])
+            new = _generate(policy, batch, noise if temperature else None, warpers)
+            for row, text in zip(chosen, _texts(policy, new), strict=True):
+                texts[row] = text
+            if progress is not None:
+                progress(min(start + batch_size, len(order)), len(order))
+    return [texts[start : start + n] for start in range(0, len(texts), n)]
+
+
+class InverseTransform(LogitsProcessor):
+    """Turns greedy decoding into sampling: keeps the token that a given number falls on.
+
+    Args:
+        uniforms: (R, steps) float64 in [0, 1).
+        width: tokens of the padded prompts, where step 0 is.
+    """
+
+    def __init__(self, uniforms: Tensor, width: int) -> None:
+        self.uniforms = uniforms
+        self.width = width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(R, V) logits to (R, V) with 0 at the drawn token and −∞ elsewhere."""
+        # Apple's GPUs have no float64, and a float32 sum over V tokens shifts probabilities.
+        logits = scores.cpu() if scores.device.type == "mps" else scores
+        cumulated = logits.double().softmax(-1).cumsum(-1)
+        numbers = self.uniforms[:, input_ids.shape[1] - self.width, None].to(cumulated.device)
+        tokens = torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True)
+        tokens = tokens.clamp(max=scores.shape[-1] - 1).to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)
+
+
+def _check_settings(
+    n: int, max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int
+) -> None:
+    limits = (
+        ("n", n, n >= 1, "at least 1"),
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, 0.0 <= temperature < float("inf"), "0 or more"),
+        ("top_p", top_p, 0.0 < top_p <= 1.0, "more than 0 and at most 1"),
+        ("top_k", top_k, top_k >= 0, "0 (all tokens) or more"),
+        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
+    )
+    for name, value, holds, rule in limits:
+        if not holds:
+            raise RecipeError(f"{name} must be {rule}", field=name, value=value)
+    if temperature == 0.0 and (n > 1 or top_p < 1.0 or top_k > 0):
+        raise RecipeError(
+            "at temperature 0 the most probable token is taken every time, so n, top_p and "
+            "top_k have no effect",
+            field="temperature",
+            value=temperature,
+            remedy="leave out n, top_p and top_k, or use a temperature above 0",
+        )
+
+
+def _encode(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Ids]:
+    encoder = Encoder(policy.tokenizer, end_of_turn=policy.end_of_turn)
+    limit = policy.max_length
+    encoded = []
+    for prompt in prompts:
+        ids = encoder.prompt_ids(prompt)
+        if len(ids) == 0:
+            raise DataError(
+                "the prompt has no tokens and the tokenizer has no BOS, so there is nothing "
+                "to continue",
+                kind="empty_prompt",
+                field="prompt",
+                remedy="give a prompt, or a tokenizer with a BOS token",
+            )
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones it is longer "
+                f"than the {limit} that the model was made for",
+                kind="too_long",
+                field="prompt",
+                value=prompt,
+                remedy="lower max_new_tokens or shorten the prompt",
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def _uniforms(seed: int, key: bytes, index: int, steps: int) -> NDArray[np.float64]:
+    """(steps,) numbers in [0, 1) that belong to one sample of one prompt."""
+    digest = hashlib.blake2b(f"{seed}:{index}:".encode() + key, digest_size=16).digest()
+    bits = np.random.Philox(key=int.from_bytes(digest, "little"))
+    return np.random.Generator(bits).random(steps)
+
+
+def _warpers(temperature: float, top_p: float, top_k: int) -> list[LogitsProcessor]:
+    """What reshapes the distribution before a token is drawn, in the usual order."""
+    warpers: list[LogitsProcessor] = []
+    if temperature not in (0.0, 1.0):
+        warpers.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k > 0:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1.0:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
+
+
+@torch.no_grad()
+def _generate(
+    policy: Policy,
+    prompts: Sequence[Ids],
+    uniforms: NDArray[np.float64] | None,
+    warpers: Sequence[LogitsProcessor],
+) -> Tensor:
+    """(R, new) token ids that follow the prompts; filled with pads after an end of turn."""
+    width = max(len(ids) for ids in prompts)
+    tokens = np.zeros((len(prompts), width), dtype=np.int64)
+    mask = np.zeros_like(tokens)
+    for row, ids in enumerate(prompts):
+        tokens[row, width - len(ids) :] = ids
+        mask[row, width - len(ids) :] = 1
+    processors = LogitsProcessorList(warpers)
+    if uniforms is not None:
+        processors.append(InverseTransform(torch.from_numpy(uniforms).to(_real(policy)), width))
+    model: Any = policy.model
+    whole: Tensor = model.generate(
+        input_ids=torch.from_numpy(tokens).to(policy.device),
+        attention_mask=torch.from_numpy(mask).to(policy.device),
+        logits_processor=processors,
+    )
+    return whole[:, width:].cpu()
+
+
+def _real(policy: Policy) -> torch.device:
+    """Where float64 lives: with the model, unless that is a device without it."""
+    return torch.device("cpu") if policy.device.type == "mps" else policy.device
+
+
+@contextmanager
+def _own_settings(model: Any, policy: Policy, max_new_tokens: int) -> Iterator[None]:
+    """Eval mode and a generation config of our own, both put back afterwards.
+
+    `generate` fills what a config leaves open from the model's own, so passing one is not
+    enough: it has to take its place, in the base of an adapter as well.
+    """
+    ends = sorted(policy.end_of_turn)
+    pad = policy.tokenizer.pad_token_id
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=ends,
+        bos_token_id=policy.tokenizer.bos_token_id,
+        pad_token_id=ends[0] if pad is None else pad,
+        use_cache=True,
+    )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = base.generation_config
+    training = model.training
+    model.eval()
+    try:
+        for holder in {id(base): base, id(model): model}.values():
+            holder.generation_config = config
+        yield
+    finally:
+        for holder in {id(base): base, id(model): model}.values():
+            holder.generation_config = before
+        model.train(training)
+
+
+def _texts(policy: Policy, tokens: Tensor) -> list[str]:
+    """Rows of new tokens as text, each up to its first end of turn."""
+    ends = policy.end_of_turn
+    texts = []
+    for row in tokens.tolist():
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        text = policy.tokenizer.decode(
+            row[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        texts.append(str(text))
+    return texts
