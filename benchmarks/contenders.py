@@ -1,0 +1,300 @@
+"""One contender, one process: train on the work folder's rows, print what it cost as JSON.
+
+Every contender is timed by the same clock, a hook that PyTorch calls after each optimizer
+step: the seconds of N steps are those between the end of the last warm-up step and the end
+of the last step, data loading, reference, gradient clipping and logging included. Memory
+is the peak of the process's resident set while it trains, beside what it held before.
+
+All train float32 weights with AdamW at a constant learning rate on the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from workload import Row, encode
+
+BETA = 0.1
+
+
+@dataclass
+class Task:
+    """What one process has to do.
+
+    Attributes:
+        folder: the work folder, as `workload.py` writes it.
+        rows: in the order of the steps, `batch` of them to a step.
+        batch: pairs to a step.
+        warmup: steps before the clock starts.
+        epochs: passes over the rows; more than one only where losses are compared.
+        learning_rate: constant.
+    """
+
+    folder: Path
+    rows: list[Row]
+    batch: int
+    warmup: int
+    epochs: int
+    learning_rate: float
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * len(self.rows) // self.batch
+
+
+@dataclass
+class Outcome:
+    """What a contender reports of itself, beside what is measured from outside.
+
+    Attributes:
+        losses: of each step, where the contender tells them.
+        tokens: (prompt, chosen, rejected) ids of each row, in the order of `Task.rows`.
+        reference_seconds: spent on reference scores before the first step.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    tokens: list[tuple[list[int], ...]] = field(default_factory=list)
+    reference_seconds: float = 0.0
+
+
+class Meter:
+    """The clock and the memory gauge."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        register_optimizer_step_post_hook(lambda *_: self.ends.append(time.perf_counter()))
+
+    def start(self) -> None:
+        """Called when imports, weights and rows are in place and only training is left."""
+        gc.collect()
+        self.held_mib = _status_mib("VmRSS")
+        try:  # Linux: forget the peak so far
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
+        self.started = time.perf_counter()
+
+    def peak_mib(self) -> float:
+        return _status_mib("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _status_mib(key: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), 0.0)
+
+
+# -- the contenders ------------------------------------------------------------------------
+
+
+def plain(task: Task, meter: Meter) -> Outcome:
+    """A good short loop: one padded batch, chosen then rejected, and full logits."""
+    policy, tokenizer = _load(task.folder / "policy")
+    reference, _ = _load(task.folder / "reference")
+    reference.requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=task.learning_rate, weight_decay=0.0, fused=True
+    )
+    outcome = Outcome(tokens=[encode(row, tokenizer) for row in task.rows])
+    meter.start()
+    for _ in range(task.epochs):
+        for start in range(0, len(task.rows), task.batch):
+            pairs = outcome.tokens[start : start + task.batch]
+            ids, mask, labels = _pad(pairs, tokenizer.pad_token_id)
+            logps = _plain_logps(policy, ids, mask, labels)
+            with torch.no_grad():
+                reference_logps = _plain_logps(reference, ids, mask, labels)
+            preferred, dispreferred = (logps - reference_logps).chunk(2)
+            loss = -F.logsigmoid(BETA * (preferred - dispreferred)).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            outcome.losses.append(loss.item())
+    return outcome
+
+
+def _plain_logps(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """(2·pairs,) nats from (2·pairs, length) ids; −100 in `labels` is not scored."""
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+    return -losses.view(len(ids), -1).sum(1)
+
+
+def _pad(pairs: list[tuple[list[int], ...]], pad: int) -> tuple[torch.Tensor, ...]:
+    rows = [(p, c) for p, c, _ in pairs] + [(p, r) for p, _, r in pairs]
+    width = max(len(p) + len(c) for p, c in rows)
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), -100)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, (p, c) in enumerate(rows):
+        end = len(p) + len(c)
+        ids[i, :end] = torch.tensor(p + c)
+        labels[i, len(p) : end] = torch.tensor(c)
+        mask[i, :end] = 1
+    return ids, mask, labels
+
+
+def trl(task: Task, meter: Meter) -> Outcome:
+    """TRL's DPOTrainer as it comes: checkpointed gradients, a reference forward each step.
+
+    Against its defaults only float32 (it would choose bfloat16, which this comparison does
+    not have), a constant learning rate, rows in the given order, no saving, no reports.
+    """
+    return _trl(task, meter)
+
+
+def trl_best(task: Task, meter: Meter) -> Outcome:
+    """TRL's DPOTrainer at its best on a CPU.
+
+    No checkpointed gradients, reference scores computed before training (their time is
+    reported apart) and the timed rows sorted by length, so that little is padded.
+    """
+    warm = task.warmup * task.batch
+    if task.epochs == 1:
+        task.rows[warm:] = sorted(
+            task.rows[warm:],
+            key=lambda r: len(r["prompt"]) + max(map(len, (r["chosen"], r["rejected"]))),
+        )
+    return _trl(task, meter, gradient_checkpointing=False, precompute_ref_log_probs=True)
+
+
+def _trl(task: Task, meter: Meter, **options: Any) -> Outcome:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    policy, tokenizer = _load(task.folder / "policy")
+    reference, _ = _load(task.folder / "reference")
+    with tempfile.TemporaryDirectory() as out:
+        arguments = DPOConfig(
+            out,
+            beta=BETA,
+            per_device_train_batch_size=task.batch,
+            num_train_epochs=task.epochs,
+            learning_rate=task.learning_rate,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="sequential",
+            bf16=False,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1 if task.epochs > 1 else 10,
+            **options,
+        )
+        before = time.perf_counter()
+        trainer = DPOTrainer(
+            policy,
+            reference,
+            arguments,
+            train_dataset=Dataset.from_list(task.rows),
+            processing_class=tokenizer,
+        )
+        outcome = Outcome(reference_seconds=time.perf_counter() - before)
+        if options.get("precompute_ref_log_probs"):
+            trainer.ref_model = reference = None  # its scores are all that is needed now
+        else:
+            outcome.reference_seconds = 0.0
+        meter.start()
+        trainer.train()
+    outcome.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    outcome.tokens = [tuple(row[name] for name in columns) for row in trainer.train_dataset]
+    return outcome
+
+
+CONTENDERS: dict[str, Callable[[Task, Meter], Outcome]] = {
+    "plain": plain,
+    "trl": trl,
+    "trl-best": trl_best,
+}
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+# -- one process ---------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--rows", type=int, required=True, help="how many, from the first")
+    parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=1e-6)
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    lines = (options.folder / "rows.jsonl").read_text().splitlines()[: options.rows]
+    task = Task(
+        options.folder,
+        [json.loads(line) for line in lines],
+        options.batch,
+        options.warmup,
+        options.epochs,
+        options.learning_rate,
+    )
+    print(json.dumps(measure(options.contender, task)))
+
+
+def measure(contender: str, task: Task) -> dict[str, Any]:
+    """Train once; what it cost and what it did.
+
+    Raises:
+        RuntimeError: it did not make the steps it was asked for.
+    """
+    meter = Meter()
+    outcome = CONTENDERS[contender](task, meter)
+    peak = meter.peak_mib()
+    if len(meter.ends) != task.steps:
+        raise RuntimeError(f"{contender} made {len(meter.ends)} steps of {task.steps}")
+    begin = meter.ends[task.warmup - 1] if task.warmup else meter.started
+    pairs = (task.steps - task.warmup) * task.batch
+    return {
+        "contender": contender,
+        "seconds": meter.ends[-1] - begin,
+        "pairs": pairs,
+        "pairs_per_second": pairs / (meter.ends[-1] - begin),
+        "step_seconds": [b - a for a, b in zip(meter.ends, meter.ends[1:], strict=False)],
+        "seconds_to_first_step": meter.ends[0] - meter.started,
+        "reference_seconds": outcome.reference_seconds,
+        "peak_mib": peak,
+        "held_mib": meter.held_mib,
+        "losses": outcome.losses,
+        "tokens": digest(outcome.tokens),
+    }
+
+
+def digest(tokens: list[tuple[list[int], ...]]) -> str:
+    """The same for the same rows of token ids, in whatever order the rows come."""
+    rows = sorted([list(map(int, ids)) for ids in row] for row in tokens)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()
