@@ -60,7 +60,7 @@ def _without_incidental(value: Any) -> Any:
         return {
             key: _without_incidental(item)
             for key, item in value.items()
-            if key not in _INCIDENTAL and not key.startswith("_")
+            if key not in _INCIDENTAL and not str(key).startswith("_")
         }
     return value
 
