@@ -40,11 +40,9 @@ def name_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """The room of a dotted name; `recipe_yaml` is part of `recipe`."""
+    """The room of a dotted name: the part after `prefopt`."""
     parts = module.split(".")
-    if len(parts) == 1:
-        return "prefopt"
-    return "recipe" if parts[1].startswith("recipe_") else parts[1]
+    return parts[1] if len(parts) > 1 else "prefopt"
 
 
 def floor_of(room: str) -> int:
