@@ -129,6 +129,26 @@ def test_completions_end_at_any_end_of_turn(make_policy: MakePolicy) -> None:
     assert characters() < usual / 3
 
 
+def test_tokens_are_those_that_were_drawn(make_policy: MakePolicy) -> None:
+    """With their end of turn where they have one, and the texts are theirs."""
+    from prefopt.engine.tokens import Encoder
+    from prefopt.sampling import sample_tokens, to_texts
+
+    policy = make_policy(initializer_range=0.02)
+    policy.model.generation_config.eos_token_id = list(range(300, 384))
+    groups = sample_tokens(policy, PROMPTS, n=8, max_new_tokens=6)
+    lengths = Counter[int]()
+    for group, prompt in zip(groups, PROMPTS, strict=True):
+        assert group.prompt.tolist() == Encoder(policy.tokenizer).prompt_ids(prompt).tolist()
+        for ids in group.completions:
+            ended = [int(token) in policy.end_of_turn for token in ids]
+            assert not any(ended[:-1])
+            assert ended[-1] or len(ids) == 6
+            lengths[len(ids)] += 1
+    assert len(lengths) == 6  # every length occurs
+    assert to_texts(policy, groups) == _sample(policy, PROMPTS, n=8, max_new_tokens=6)
+
+
 def test_an_adapter_is_part_of_the_policy(make_policy: MakePolicy) -> None:
     import torch
     from peft import LoraConfig, get_peft_model

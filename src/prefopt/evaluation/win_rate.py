@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefopt.engine.logps import Scorer, Sharing
-from prefopt.engine.tokens import Encoder
+from prefopt.engine.tokens import TokenGroup
 from prefopt.evaluation.implicit_reward import check_same_tokens, score_packed
 from prefopt.evaluation.intervals import clustered_bootstrap
-from prefopt.records import Completion, Group, Prompt, prompt_key
+from prefopt.records import Prompt, prompt_key
 
 if TYPE_CHECKING:
     from prefopt.policies.load import Policy
@@ -113,33 +113,25 @@ def by_reward(reward: Reward) -> Judge:
 def sampled_kl(
     policy: Policy,
     reference: Policy,
-    prompts: Sequence[Prompt],
-    samples: Sequence[Sequence[str]],
+    samples: Sequence[TokenGroup],
     *,
     microbatch_tokens: int = 8192,
     sharing: Sharing = "auto",
 ) -> Divergence:
-    """KL of a policy to its reference from completions that the policy itself wrote.
+    """KL of a policy to its reference, from completions that the policy itself wrote.
 
-    The samples must be fresh ones at temperature 1: the estimate is the mean of
-    log π − log π_ref under π. The end-of-turn token is part of a completion, so one that
-    was cut at `max_new_tokens` is scored as if it had ended there.
+    The mean of log π − log π_ref under π, so the samples must be fresh ones at temperature 1,
+    all tokens allowed: `sampling.sample_tokens` with its defaults.
 
     Raises:
         ValueError: there are no samples.
         PolicyError: policy and reference have different vocabularies.
     """
     check_same_tokens(policy, reference)
-    groups = [
-        Group(prompt, tuple(Completion(text) for text in texts))
-        for prompt, texts in zip(prompts, samples, strict=True)
-        if texts
-    ]
-    if not groups:
+    if not samples:
         raise ValueError("a divergence needs at least one sample")
-    encoded = list(Encoder(policy.tokenizer, end_of_turn=policy.end_of_turn)(groups))
     ours, theirs = (
-        score_packed(Scorer(side.model, sharing=sharing), encoded, microbatch_tokens)
+        score_packed(Scorer(side.model, sharing=sharing), samples, microbatch_tokens)
         for side in (policy, reference)
     )
     ratios = (ours - theirs).numpy()

@@ -1,5 +1,5 @@
 """Text out of a policy."""
 
-from prefopt.sampling.generate import sample
+from prefopt.sampling.generate import sample, sample_tokens, to_texts
 
-__all__ = ["sample"]
+__all__ = ["sample", "sample_tokens", "to_texts"]

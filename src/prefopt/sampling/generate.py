@@ -28,7 +28,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prefopt.engine.tokens import Encoder, Ids
+from prefopt.engine.tokens import Encoder, Ids, TokenGroup
 from prefopt.errors import DataError, RecipeError
 from prefopt.records import Prompt, prompt_key
 
@@ -67,7 +67,7 @@ def sample(
         top_p: keep the most probable tokens that hold this much probability; 1 keeps all.
         top_k: keep this many tokens; 0 keeps all.
         seed: another seed, other samples.
-        batch_size: completions generated at once.
+        batch_size: completions generated at once; does not change the result.
         progress: called with (completions done, completions in all) after each batch.
 
     Returns:
@@ -76,6 +76,39 @@ def sample(
     Raises:
         RecipeError: a setting is out of range or would have no effect.
         DataError: a prompt has no tokens, or leaves no room for `max_new_tokens`.
+    """
+    groups = sample_tokens(
+        policy,
+        prompts,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return to_texts(policy, groups)
+
+
+def sample_tokens(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[TokenGroup]:
+    """The same as token ids, one group a prompt: what an estimate of log π needs.
+
+    A text may be encoded in several ways, and only the sampled one has the probability it
+    was sampled with. A completion ends with its end of turn, unless it was cut.
     """
     _check_settings(n, max_new_tokens, temperature, top_p, top_k, batch_size)
     ids = _encode(policy, prompts, max_new_tokens)
@@ -87,20 +120,35 @@ def sample(
             rows.append((position, _uniforms(seed, key, seen[key], max_new_tokens)))
             seen[key] += 1
     warpers = _warpers(temperature, top_p, top_k)
-    texts: list[str] = [""] * len(rows)
+    completions: dict[int, Ids] = {}
     # Longest first: rows of a batch have similar lengths, and lack of memory shows at once.
     order = sorted(range(len(rows)), key=lambda row: -len(ids[rows[row][0]]))
-    with _own_settings(policy.model, policy, max_new_tokens):
+    with _own_settings(policy, max_new_tokens):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [ids[rows[row][0]] for row in chosen]
             noise = np.stack([rows[row][1] for row in chosen])
             new = _generate(policy, batch, noise if temperature else None, warpers)
-            for row, text in zip(chosen, _texts(policy, new), strict=True):
-                texts[row] = text
+            completions.update(zip(chosen, _ended(new, policy.end_of_turn), strict=True))
             if progress is not None:
                 progress(min(start + batch_size, len(order)), len(order))
-    return [texts[start : start + n] for start in range(0, len(texts), n)]
+    return [
+        TokenGroup(prompt, tuple(completions[position * n + i] for i in range(n)))
+        for position, prompt in enumerate(ids)
+    ]
+
+
+def to_texts(policy: Policy, groups: Sequence[TokenGroup]) -> list[list[str]]:
+    """Sampled tokens as text, without special tokens and end of turn."""
+
+    def text(ids: Ids) -> str:
+        body = ids[:-1] if int(ids[-1]) in policy.end_of_turn else ids
+        decoded = policy.tokenizer.decode(
+            body.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(decoded)
+
+    return [[text(ids) for ids in group.completions] for group in groups]
 
 
 class InverseTransform(LogitsProcessor):
@@ -228,12 +276,13 @@ def _real(policy: Policy) -> torch.device:
 
 
 @contextmanager
-def _own_settings(model: Any, policy: Policy, max_new_tokens: int) -> Iterator[None]:
+def _own_settings(policy: Policy, max_new_tokens: int) -> Iterator[None]:
     """Eval mode and a generation config of our own, both put back afterwards.
 
     `generate` fills what a config leaves open from the model's own, so passing one is not
     enough: it has to take its place, in the base of an adapter as well.
     """
+    model: Any = policy.model
     ends = sorted(policy.end_of_turn)
     pad = policy.tokenizer.pad_token_id
     config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -258,14 +307,9 @@ def _own_settings(model: Any, policy: Policy, max_new_tokens: int) -> Iterator[N
         model.train(training)
 
 
-def _texts(policy: Policy, tokens: Tensor) -> list[str]:
-    """Rows of new tokens as text, each up to its first end of turn."""
-    ends = policy.end_of_turn
-    texts = []
-    for row in tokens.tolist():
-        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
-        text = policy.tokenizer.decode(
-            row[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        texts.append(str(text))
-    return texts
+def _ended(tokens: Tensor, ends: frozenset[int]) -> list[Ids]:
+    """Rows of new tokens, each up to and including its first end of turn."""
+    rows = tokens.numpy().astype(np.int32)
+    ending = np.isin(rows, list(ends))
+    first = np.where(ending.any(axis=1), ending.argmax(axis=1), rows.shape[1] - 1)
+    return [row[: stop + 1] for row, stop in zip(rows, first, strict=True)]
