@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.masking_utils import causal_mask_function
 
 from prefopt.engine import attention
 from prefopt.engine.forest import MIN_SHARED, build_forest, group_tokens, pack
@@ -34,7 +35,7 @@ def token_groups(seed: int = 0, vocabulary: int = 300) -> list[TokenGroup]:
         TokenGroup(ids(1), (ids(3), ids(1))),
         TokenGroup(
             np.concatenate([conversation, ids(3)]),
-            tuple(np.concatenate([beginning, ids(n)]) for n in (1, 4, 9)) + (ids(5), beginning),
+            (*tuple(np.concatenate([beginning, ids(n)]) for n in (1, 4, 9)), ids(5), beginning),
         ),
         TokenGroup(np.concatenate([conversation, ids(20)]), (ids(12), ids(2), ids(30))),
         TokenGroup(conversation, (beginning, beginning)),
@@ -69,7 +70,8 @@ def test_forest_contains_every_sequence_on_its_path() -> None:
     forest = build_forest(groups)
     sequences = [np.concatenate([g.prompt, c]) for g in groups for c in g.completions]
     ends = [segment.stop for segment in forest.segments]
-    assert ends == list(np.cumsum(forest.lengths)) and ends[-1] == len(forest)
+    assert ends == list(np.cumsum(forest.lengths))
+    assert ends[-1] == len(forest)
     for index, sequence in enumerate(sequences):
         mine = forest.scored[forest.owners == index]
         prompt = len(sequence) - len(mine)
@@ -99,7 +101,9 @@ def test_ancestors_are_an_interval() -> None:
         row = segment.stop - 1
         seen = [k for k in range(row + 1) if row < forest.subtree_end[k]]
         expected = [
-            k for s in sorted(ancestors) for k in range(forest.segments[s].start, forest.segments[s].stop)
+            k
+            for s in sorted(ancestors)
+            for k in range(forest.segments[s].start, forest.segments[s].stop)
         ]
         assert seen == expected
 
@@ -139,7 +143,8 @@ def test_trees_equal_separate_rows_and_single_sequences(
     rows, trees = Scorer(model, sharing="off"), Scorer(model)
     by_rows, by_trees = rows(groups), trees(groups)
     assert (rows.sharing, trees.sharing, trees.reason) == ("rows", "trees", None)
-    assert trees.difference is not None and trees.difference < 1e-5
+    assert trees.difference is not None
+    assert trees.difference < 1e-5
     torch.testing.assert_close(by_rows.double(), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(by_trees.double(), expected, atol=1e-4, rtol=0)
     from_rows, from_trees = gradients(model, by_rows), gradients(model, trees(groups))
@@ -155,22 +160,27 @@ def test_a_hybrid_falls_back_to_rows_and_says_so(
     with torch.no_grad(), caplog.at_level(logging.WARNING):
         first, second = scorer(groups), scorer(groups)
         expected = naive_logps(model, groups)
-    assert scorer.sharing == "rows" and scorer.reason
+    assert scorer.sharing == "rows"
+    assert scorer.reason
     assert len([r for r in caplog.records if "prefix sharing is off" in r.message]) == 1
     torch.testing.assert_close(first.double(), expected, atol=1e-4, rtol=0)
     assert torch.equal(first, second)
 
 
-def test_a_wrong_tree_is_noticed(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_tree_is_noticed(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the layers' windows were ignored, the check of the first batch must catch it."""
     wrong = lambda mask_function, device, **_: attention.TreeMask(  # noqa: E731
-        attention._forest.get(), attention.causal_mask_function, torch.device(device), False
+        attention._forest.get(), causal_mask_function, torch.device(device), False
     )
     monkeypatch.setitem(attention.AttentionMaskInterface._global_mapping, attention.NAME, wrong)
     scorer = Scorer(make_model("mistral"))
     with torch.no_grad():
         scorer(token_groups())
-    assert scorer.sharing == "rows" and scorer.difference is not None and scorer.difference > 1e-3
+    assert scorer.sharing == "rows"
+    assert scorer.difference is not None
+    assert scorer.difference > 1e-3
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -252,7 +262,9 @@ def test_completion_logps_of_text(make_policy: Callable[..., Any]) -> None:
         for n in range(4)
     ]
     scores = completion_logps(policy, groups)
-    assert scores.shape == (12,) and scores.requires_grad and (scores < 0).all()
+    assert scores.shape == (12,)
+    assert scores.requires_grad
+    assert (scores < 0).all()
     for change in ({"sharing": "off"}, {"microbatch_tokens": 30}):
         torch.testing.assert_close(
             completion_logps(policy, groups, **change), scores, atol=1e-4, rtol=0

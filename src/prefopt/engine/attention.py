@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function
 
 from prefopt.engine.forest import Forest
 
@@ -64,8 +63,6 @@ class TreeMask:
     @cached_property
     def causal(self) -> bool:
         """Whether the rule is nothing more than: not after the query."""
-        if self._rule is causal_mask_function:
-            return True
         return bool(torch.equal(self.allowed, torch.ones_like(self.allowed).tril()))
 
     @cached_property
@@ -168,7 +165,7 @@ def _by_segment(
     """
     # One split and one cat a tensor: slices would each make a gradient of the full size.
     lengths = list(mask.forest.lengths)
-    queries, keys, values = (t.split(lengths, dim=2) for t in (query, key, value))
+    queries, keys, values = (torch.split(t, lengths, dim=2) for t in (query, key, value))
     outputs = []
     for index, segment in enumerate(mask.forest.segments):
         path = (*segment.path, index)
@@ -176,8 +173,8 @@ def _by_segment(
         v = torch.cat([values[i] for i in path], dim=2) if segment.path else values[index]
         q, start, stop = queries[index], segment.depth, segment.depth + lengths[index]
         if module is not None:
-            bias = mask.slice(start, stop, q.dtype)
-            outputs.append(_eager_function(type(module))(module, q, k, v, bias, **options)[0])
+            attend = _eager_function(type(module).__module__)
+            outputs.append(attend(module, q, k, v, mask.slice(start, stop, q.dtype), **options)[0])
         else:
             causal = start == 0 and mask.causal
             bias = None if causal else mask.slice(start, stop, q.dtype)
@@ -188,7 +185,9 @@ def _by_segment(
     return torch.cat(outputs, dim=1)
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, mask: TreeMask, options: dict[str, Any]) -> Tensor:
+def _flex(
+    query: Tensor, key: Tensor, value: Tensor, mask: TreeMask, options: dict[str, Any]
+) -> Tensor:
     settings = _sdpa_options(query, key, options)
     out = _compiled_flex()(query, key, value, block_mask=mask.blocks, **settings)
     return out.transpose(1, 2)  # type: ignore[no-any-return]
@@ -210,10 +209,11 @@ def _sdpa_options(query: Tensor, key: Tensor, options: dict[str, Any]) -> dict[s
 
 
 @cache
-def _eager_function(attention: type[nn.Module]) -> Callable[..., Any]:
+def _eager_function(file: str) -> Callable[..., Any]:
     """The `eager_attention_forward` of the file that defines a model's attention."""
-    for base in attention.__mro__:
-        function = getattr(sys.modules.get(base.__module__), "eager_attention_forward", None)
-        if function is not None:
-            return function  # type: ignore[no-any-return]
-    raise NotImplementedError(f"{attention.__name__} has no eager attention function")
+    function: Callable[..., Any] | None = getattr(
+        sys.modules[file], "eager_attention_forward", None
+    )
+    if function is None:
+        raise NotImplementedError(f"{file} has no eager attention function")
+    return function

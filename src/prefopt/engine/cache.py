@@ -52,7 +52,7 @@ class ScoreCache:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = default_cache_folder() if folder is None else Path(folder)
         self.path = self.folder / "scores.sqlite"
-        with _readable(self.path):
+        with _usable(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._connection() as connection:
                 connection.execute(_SCHEMA)
@@ -61,7 +61,7 @@ class ScoreCache:
         """(B,) float64 scores of all completions of the groups, or None if any is missing."""
         keys = list(_keys(fingerprint, groups))
         found: dict[bytes, float] = {}
-        with _readable(self.path), self._connection() as connection:
+        with _usable(self.path), self._connection() as connection:
             for start in range(0, len(keys), _VARIABLES):
                 part = keys[start : start + _VARIABLES]
                 marks = ",".join("?" * len(part))
@@ -74,7 +74,7 @@ class ScoreCache:
     def put(self, fingerprint: str, groups: Sequence[TokenGroup], logps: Tensor) -> None:
         """Store the scores of all completions of the groups, in one transaction."""
         rows = zip(_keys(fingerprint, groups), logps.double().tolist(), strict=True)
-        with _readable(self.path), self._connection() as connection:
+        with _usable(self.path), self._connection() as connection:
             connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", rows)
 
     @contextmanager
@@ -96,7 +96,7 @@ def _keys(fingerprint: str, groups: Sequence[TokenGroup]) -> Iterator[bytes]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _usable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:

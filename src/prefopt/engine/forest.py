@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +103,9 @@ def build_forest(groups: Sequence[TokenGroup]) -> Forest:
     positions = [np.arange(s.depth, s.depth + s.stop - s.start) for s in segments]
     predictors, targets, owners = [], [], []
     for index, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
-        rows = np.concatenate([np.arange(segments[s].start, segments[s].stop) for s in paths[index]])
+        rows = np.concatenate(
+            [np.arange(segments[s].start, segments[s].stop) for s in paths[index]]
+        )
         predictors.append(rows[len(prompt) - 1 : -1])
         targets.append(sequence[len(prompt) :])
         owners.append(np.full(len(sequence) - len(prompt), index))
@@ -154,9 +157,7 @@ def _tries(sequences: Sequence[Ids]) -> tuple[list[Segment], list[Ids], list[lis
     branches first at the smallest common prefix of two neighbours.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i].astype(">i4").tobytes())
-    common = [0] + [
-        _common_prefix(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)
-    ]
+    common = [0] + [_common_prefix(sequences[a], sequences[b]) for a, b in pairwise(order)]
     segments: list[Segment] = []
     pieces: list[Ids] = []
     paths: list[list[int]] = [[] for _ in sequences]
@@ -179,9 +180,7 @@ def _tries(sequences: Sequence[Ids]) -> tuple[list[Segment], list[Ids], list[lis
             continue
         cuts = [i for i in range(first + 1, stop) if common[i] == branch]
         bounds = [first, *cuts, stop]
-        pending += [
-            (low, high, depth, path) for low, high in reversed(list(zip(bounds, bounds[1:], strict=False)))
-        ]
+        pending += [(low, high, depth, path) for low, high in reversed(list(pairwise(bounds)))]
     return segments, pieces, paths
 
 

@@ -113,13 +113,14 @@ class Scorer:
         targets = torch.from_numpy(forest.targets).to(hidden.device)
 
         def score(rows: Tensor, words: Tensor) -> Tensor:
-            return _TokenLogps.apply(finish(head(rows).float()), words)  # type: ignore[no-any-return]
+            logps: Tensor = _TokenLogps.apply(finish(head(rows).float()), words)  # type: ignore[no-untyped-call]
+            return logps
 
         vocabulary = base.config.get_text_config().vocab_size
         chunk = max(1, self.logits_budget // (4 * vocabulary))
         if len(targets) <= chunk:
             return score(hidden, targets)
-        parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        parts = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
         return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in parts])
 
     # -- separate rows ---------------------------------------------------------------------
@@ -157,10 +158,18 @@ class Scorer:
     @torch.no_grad()
     def _check(self, groups: Sequence[TokenGroup]) -> None:
         lengths = torch.tensor([len(ids) for group in groups for ids in group.completions])
-        rows = self._rows(groups).cpu()
+        # group by group: as padded rows of one batch their logits would set the peak of a run
+        rows = torch.cat([self._rows([group]).cpu() for group in groups])
         try:
             trees = self._trees(groups).cpu()
-        except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        except (
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            KeyError,
+        ) as error:
             self._give_up(f"trees cannot go through this model: {type(error).__name__}: {error}")
             return
         self.difference = float(((trees - rows).abs() / lengths).nan_to_num(torch.inf).max())
@@ -183,7 +192,11 @@ class Scorer:
 
 
 def completion_logps(
-    policy: Policy, groups: Iterable[Group], *, sharing: Sharing = "auto", microbatch_tokens: int = 8192
+    policy: Policy,
+    groups: Iterable[Group],
+    *,
+    sharing: Sharing = "auto",
+    microbatch_tokens: int = 8192,
 ) -> Tensor:
     """Log-probability of every completion given its prompt, differentiable.
 
@@ -200,14 +213,18 @@ def completion_logps(
     Raises:
         DataError: a group cannot be encoded, or is longer than the model's context.
     """
-    encoder = Encoder(policy.tokenizer, end_of_turn=policy.end_of_turn, max_length=policy.max_length)
+    encoder = Encoder(
+        policy.tokenizer, end_of_turn=policy.end_of_turn, max_length=policy.max_length
+    )
     encoded = list(encoder(groups))
     scorer = Scorer(policy.model, sharing=sharing)
     counts = [len(group.completions) for group in encoded]
     parts: list[Tensor] = [torch.empty(0)] * len(encoded)
     for members in pack(encoded, microbatch_tokens):
         scores = scorer([encoded[i] for i in members])
-        for index, part in zip(members, scores.split([counts[i] for i in members]), strict=True):
+        for index, part in zip(
+            members, torch.split(scores, [counts[i] for i in members]), strict=True
+        ):
             parts[index] = part
     return torch.cat(parts) if parts else torch.empty(0)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,104 +108,30 @@ class Encoder:
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         self.end_of_turn = frozenset(end_of_turn) | {self.eos}
-        self.special = frozenset(tokenizer.all_special_ids) | self.end_of_turn
         self.max_length = max_length
         self.too_long = too_long
         self.on_error = on_error
         self.report = TokenReport()
 
     def __call__(self, groups: Iterable[Group]) -> Iterator[TokenGroup]:
-        """Encode a stream of groups, keeping its order."""
+        """Encode a stream of groups, keeping its order.
+
+        Raises:
+            DataError: a group cannot be encoded and `on_error` is "raise".
+            PolicyError: the data are conversations and the tokenizer has no chat template.
+        """
         stream = iter(groups)
         while chunk := list(islice(stream, _CHUNK)):
-            for group, prompt, completions in zip(chunk, *self._tokenize(chunk), strict=True):
-                encoded = self._admit(group, prompt, completions)
+            for group, ids in zip(chunk, self._tokenize(chunk), strict=True):
+                encoded = self._admit(group, ids)
                 if encoded is not None:
                     self._count(encoded)
                     yield encoded
 
     def prompt_ids(self, prompt: Prompt) -> Ids:
-        """One prompt as the model sees it when it is asked to speak."""
-        return _array(self._prompts([self._render_prompt(prompt)], [prompt])[0])
-
-    # -- text to ids -----------------------------------------------------------------------
-
-    def _tokenize(self, groups: Sequence[Group]) -> tuple[list[Ids], list[Any]]:
-        """Prompt ids of each group, and completion ids (or the error that refused them)."""
-        rendered = [self._render_prompt(group.prompt) for group in groups]
-        prompts = self._prompts(rendered, [group.prompt for group in groups])
-        texts: list[str] = []
-        errors: dict[int, DataError] = {}
-        for index, (group, prompt) in enumerate(zip(groups, rendered, strict=True)):
-            try:
-                texts += self._render_completions(group, prompt)
-            except DataError as error:
-                errors[index] = error
-        ids = iter(self._ids(texts, special=False) if texts else [])
-        completions: list[Any] = []
-        for index, group in enumerate(groups):
-            if index in errors:
-                completions.append(errors[index])
-            else:
-                chat = not isinstance(group.prompt, str)
-                completions.append(
-                    [self._end(next(ids), completion.text, chat) for completion in group.completions]
-                )
-        return [_array(prompt) for prompt in prompts], completions
-
-    def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        batch = self.tokenizer(
-            texts, add_special_tokens=special, return_attention_mask=False, verbose=False
-        )
-        ids: list[list[int]] = batch["input_ids"]
-        return ids
-
-    def _prompts(self, rendered: list[str], prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Prompt ids: templates bring their own special tokens, plain text gets the tokenizer's."""
-        chat = [not isinstance(prompt, str) for prompt in prompts]
-        result: list[list[int]] = [[] for _ in rendered]
-        for is_chat in (False, True):
-            chosen = [index for index, value in enumerate(chat) if value == is_chat]
-            if not chosen:
-                continue
-            for index, ids in zip(
-                chosen, self._ids([rendered[i] for i in chosen], special=not is_chat), strict=True
-            ):
-                result[index] = self._clean_prompt(ids, is_chat)
-        return result
-
-    def _clean_prompt(self, ids: list[int], is_chat: bool) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        if not is_chat and ids and ids[-1] == self.eos and self._appends_eos:
-            ids = ids[:-1]
-        while bos is not None and ids[:2] == [bos, bos]:
-            ids = ids[1:]
-        if not ids and bos is not None:
-            ids = [bos]
-        return ids
-
-    @property
-    def _appends_eos(self) -> bool:
-        """Whether the tokenizer ends plain text with EOS by itself (then a prompt must not)."""
-        probe = self._ids(["a"], special=True)[0]
-        return len(probe) > 1 and probe[-1] == self.eos
-
-    def _end(self, ids: list[int], text: str, chat: bool) -> list[int]:
-        """Completion ids up to and including the first end of turn; one is added if missing."""
-        for position, token in enumerate(ids):
-            if token in self.end_of_turn:
-                return ids[: position + 1]
-        if chat:
-            # A template may end turns with a token that nothing declares as the end of a turn.
-            ending = len(ids)
-            while ending and self._is_blank(ids[ending - 1]):
-                ending -= 1
-            if ending and ids[ending - 1] in self.special:
-                return ids[:ending]
-        return [*ids, self.eos]
-
-    def _is_blank(self, token: int) -> bool:
-        return token not in self.special and not str(self.tokenizer.decode([token])).strip()
+        """(P,) ids of one prompt, as the model sees it when it is asked to speak."""
+        (ids,) = self._ids([self._render_prompt(prompt)])
+        return self._begin(ids, chat=not isinstance(prompt, str))
 
     # -- records to text -------------------------------------------------------------------
 
@@ -223,10 +150,8 @@ class Encoder:
             )
         conversation = [{"role": turn.role, "content": turn.content} for turn in messages]
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
+            rendered = self.tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # templates raise whatever their authors chose
             raise DataError(
@@ -236,66 +161,151 @@ class Encoder:
                 value=conversation,
                 remedy="check the order and the names of the roles",
             ) from error
+        return str(rendered)
 
-    def _render_completions(self, group: Group, prompt: str) -> list[str]:
+    def _render_group(self, group: Group) -> list[str]:
+        """The prompt's text and, behind it, the text of each completion."""
+        prompt = self._render_prompt(group.prompt)
         if isinstance(group.prompt, str):
-            return [completion.text for completion in group.completions]
-        texts = []
+            return [prompt, *(completion.text for completion in group.completions)]
+        texts = [prompt]
         for completion in group.completions:
             turns = (*group.prompt, Message("assistant", completion.text))
             whole = self._render(turns, add_generation_prompt=False)
             if not whole.startswith(prompt):
-                raise self._refusal(
-                    group,
-                    "template",
+                pairs = enumerate(zip(prompt, whole, strict=False))
+                common = next((i for i, (a, b) in pairs if a != b), 0)
+                raise DataError(
                     "the rendered conversation does not start with the rendered prompt",
-                    value=f"prompt {prompt[-80:]!r}, conversation {whole[max(0, len(prompt) - 80) :]!r}",
+                    kind="template",
+                    value=f"prompt …{prompt[max(0, common - 40) :]!r}, "
+                    f"conversation …{whole[max(0, common - 40) : common + 80]!r}",
                     remedy="use a template whose generation prompt is what an answer starts with",
                 )
             texts.append(whole[len(prompt) :])
         return texts
 
+    # -- text to ids -----------------------------------------------------------------------
+
+    def _tokenize(self, groups: Sequence[Group]) -> list[list[Ids] | DataError]:
+        """For each group the ids of its prompt and its completions, or why it has none."""
+        rendered: list[list[str] | DataError] = []
+        for group in groups:
+            try:
+                rendered.append(self._render_group(group))
+            except DataError as error:
+                rendered.append(error)
+        texts = [text for item in rendered if isinstance(item, list) for text in item]
+        ids = iter(self._ids(texts))
+        return [
+            item if isinstance(item, DataError) else self._bound(group, [next(ids) for _ in item])
+            for group, item in zip(groups, rendered, strict=True)
+        ]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        batch = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        ids: list[list[int]] = batch["input_ids"]
+        return ids
+
+    def _bound(self, group: Group, ids: list[list[int]]) -> list[Ids] | DataError:
+        """Prompt ids with their beginning, completion ids with their end."""
+        chat = not isinstance(group.prompt, str)
+        prompt, *completions = ids
+        try:
+            return [self._begin(prompt, chat), *(self._end(answer, chat) for answer in completions)]
+        except DataError as error:
+            return error
+
+    def _begin(self, ids: list[int], chat: bool) -> Ids:
+        """A template brings its own first tokens; before plain text come the tokenizer's."""
+        if not chat and ids[: len(self._prefix)] != self._prefix:
+            ids = [*self._prefix, *ids]
+        bos = self.tokenizer.bos_token_id
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        return _array(ids)
+
+    @cached_property
+    def _prefix(self) -> list[int]:
+        """What the tokenizer puts before plain text: its BOS, or nothing."""
+        (bare,) = self._ids(["a"])
+        whole: list[int] = self.tokenizer(["a"], return_attention_mask=False)["input_ids"][0]
+        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
+
+    def _end(self, ids: list[int], chat: bool) -> Ids:
+        """A completion up to and including its first end of turn, which is added if missing."""
+        stop = next((i for i, token in enumerate(ids) if token in self.end_of_turn), None)
+        if stop is None and chat:
+            # A template may end turns with a special token that nothing declares as the end.
+            stop = next((i for i in reversed(range(len(ids))) if not self._is_blank(ids[i])), None)
+            stop = stop if stop is not None and ids[stop] in self._special else None
+        if stop is None:
+            return _array([*ids, self.eos])
+        if not all(self._is_blank(token) or token in self._special for token in ids[stop + 1 :]):
+            raise DataError(
+                "the completion goes on after an end-of-turn token",
+                kind="end_inside",
+                value=self.tokenizer.decode(ids),
+                remedy="remove the end-of-turn token from the text; one is added where needed",
+            )
+        return _array(ids[: stop + 1])
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids) | self.end_of_turn
+
+    def _is_blank(self, token: int) -> bool:
+        return token not in self._special and not str(self.tokenizer.decode([token])).strip()
+
     # -- what is admitted ------------------------------------------------------------------
 
-    def _admit(self, group: Group, prompt: Ids, completions: Any) -> TokenGroup | None:
+    def _admit(self, group: Group, ids: list[Ids] | DataError) -> TokenGroup | None:
+        """The group as tokens if it may be trained on; else it is raised or counted."""
         try:
-            if isinstance(completions, DataError):
-                raise completions
+            if isinstance(ids, DataError):
+                raise ids
+            prompt, *completions = ids
             if len(prompt) == 0:
-                raise self._refusal(
-                    group,
-                    "empty_prompt",
+                raise DataError(
                     "the prompt has no tokens and the tokenizer has no BOS, "
                     "so nothing predicts the first token of the completion",
+                    kind="empty_prompt",
+                    field="prompt",
                     remedy="give a prompt, or a tokenizer with a BOS token",
                 )
             encoded = TokenGroup(
                 prompt,
-                tuple(_array(ids) for ids in completions),
+                tuple(completions),
                 group.comparisons,
                 group.labels,
                 group.source,
                 group.origins,
             )
-            fitted = self._fit(group, encoded)
-            return None if fitted is None else self._refuse_identical(group, fitted)
+            fitted = self._fit(encoded)
+            return None if fitted is None else self._refuse_identical(fitted)
         except DataError as error:
+            if error.file is None and group.origins:
+                error.file, error.row = group.origins[0].file, group.origins[0].row
             if self.on_error == "raise":
                 raise
             self.report.skipped[error.kind] += max(1, len(group.comparisons))
             return None
 
-    def _fit(self, group: Group, encoded: TokenGroup) -> TokenGroup | None:
+    def _fit(self, encoded: TokenGroup) -> TokenGroup | None:
+        """The group within `max_length`, cut or thinned out as `too_long` says."""
         limit = self.max_length
         longest = max(len(ids) for ids in encoded.completions)
         if limit is None or len(encoded.prompt) + longest <= limit:
             return encoded
         if self.too_long == "error":
-            raise self._refusal(
-                group,
-                "too_long",
+            raise DataError(
                 f"prompt and completion have {len(encoded.prompt)} + {longest} tokens, "
                 f"more than max_length = {limit}",
+                kind="too_long",
                 remedy="raise max_length, or choose too_long: drop, cut_prompt_start "
                 "or cut_completion",
             )
@@ -306,14 +316,16 @@ class Encoder:
             self.report.cut["completion"] += 1
             room = limit - len(encoded.prompt)
             return replace(encoded, completions=tuple(ids[:room] for ids in encoded.completions))
+        # What is left: completions that cannot fit however much of the prompt is cut.
         room = limit - (1 if self.too_long == "cut_prompt_start" else len(encoded.prompt))
-        fitting = [i for i, ids in enumerate(encoded.completions) if len(ids) <= room]
-        kept = restrict(encoded, fitting)
-        dropped = len(encoded.comparisons) - (len(kept.comparisons) if kept else 0)
-        self.report.skipped["too_long"] += max(1, dropped) if not encoded.comparisons else dropped
+        kept = restrict(
+            encoded, [i for i, ids in enumerate(encoded.completions) if len(ids) <= room]
+        )
+        lost = len(encoded.comparisons) - (len(kept.comparisons) if kept else 0)
+        self.report.skipped["too_long"] += max(1, lost)
         if kept is None or (encoded.comparisons and not kept.comparisons):
             return None
-        return self._fit(group, kept)
+        return self._fit(kept)
 
     def _cut_prompt(self, prompt: Ids, room: int) -> Ids:
         """The end of the prompt, with its BOS kept where it had one."""
@@ -321,35 +333,25 @@ class Encoder:
             return np.concatenate([prompt[:1], prompt[len(prompt) - (room - 1) :]])
         return prompt[len(prompt) - room :]
 
-    def _refuse_identical(self, group: Group, encoded: TokenGroup) -> TokenGroup | None:
+    def _refuse_identical(self, encoded: TokenGroup) -> TokenGroup | None:
+        """The group without comparisons of a completion with itself, token for token."""
         distinct = []
         for edge in encoded.comparisons:
             sides = encoded.completions[edge.preferred], encoded.completions[edge.dispreferred]
-            if np.array_equal(*sides):
-                error = self._refusal(
-                    group,
-                    "identical_sides",
+            if not np.array_equal(*sides):
+                distinct.append(edge)
+            elif self.on_error == "raise":
+                raise DataError(
                     "the two completions of a comparison are the same tokens",
+                    kind="identical_sides",
+                    value=self.tokenizer.decode(sides[0]),
                     remedy="remove the pair, raise max_length if it was cut, or set on_error: skip",
                 )
-                if self.on_error == "raise":
-                    raise error
-                self.report.skipped["identical_sides"] += 1
             else:
-                distinct.append(edge)
+                self.report.skipped["identical_sides"] += 1
         if encoded.comparisons and not distinct:
             return None
         return replace(encoded, comparisons=tuple(distinct))
-
-    def _refusal(self, group: Group, kind: str, message: str, **place: Any) -> DataError:
-        origin = group.origins[0] if group.origins else None
-        return DataError(
-            message,
-            kind=kind,
-            file=origin.file if origin else None,
-            row=origin.row if origin else None,
-            **place,
-        )
 
     def _count(self, encoded: TokenGroup) -> None:
         self.report.groups += 1

@@ -43,7 +43,9 @@ def fingerprint_model(model: nn.Module) -> str:
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of what a tokenizer does to text: its backend, special tokens and template."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else _canonical(tokenizer.get_vocab()).decode()
+    content = (
+        backend.to_str() if backend is not None else _canonical(tokenizer.get_vocab()).decode()
+    )
     settings = {"special": tokenizer.special_tokens_map, "template": tokenizer.chat_template}
     digest = hashlib.sha256(content.encode("utf-8", "surrogatepass"))
     digest.update(_canonical(settings))
@@ -52,7 +54,7 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _without_incidental(value: Any) -> Any:

@@ -41,7 +41,9 @@ class Policy:
     def max_length(self) -> int | None:
         """Tokens the model was made for, where its config says so."""
         config = self.model.config.get_text_config()
-        value = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        value = getattr(config, "max_position_embeddings", None) or getattr(
+            config, "n_positions", None
+        )
         return int(value) if value else None
 
     @property
