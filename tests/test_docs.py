@@ -1,0 +1,171 @@
+"""The documentation is true: its Python runs, its commands work, its tables name what there is.
+
+Each page is worked through from top to bottom, in a folder that has what a reader is told to
+bring: a model in `model/`, preferences in `pairs.jsonl` and others in `heldout.jsonl`. What
+happens to a block depends on its language:
+
+    python    executed; the blocks of a page share their names
+    yaml      written to the file that its first line names (`# recipe.yaml`)
+    sh        each line `prefopt …` executed in README.md, elsewhere only parsed
+    console   each line `$ prefopt …` parsed
+
+A block after `<!-- skip: next -->` is left alone, and so are commands that take minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sybil import Document, Example
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+]
+MINUTES = {"demo"}
+PAIRS = (
+    ("How do I bake bread?", "Mix flour, water, salt and yeast, then wait.", "No."),
+    ("Name a colour.", "Blue is the colour of the sky.", "The film was dull."),
+    ("Please tell me about Oslo.", "Oslo is on a fjord.", "I cannot help with that."),
+    ("What was the film like?", "A quiet delight.", "What a dull, clumsy story."),
+)
+
+
+def commands(text: str, prompt: str = "") -> list[list[str]]:
+    """The `prefopt` commands of a shell block as lists of arguments."""
+    lines = text.replace("\\\n", " ").splitlines()
+    found = [shlex.split(line.removeprefix(prompt), comments=True) for line in lines
+             if line.startswith(f"{prompt}prefopt")]  # fmt: skip
+    return [words[1:] for words in found]
+
+
+def parse(arguments: list[str]) -> None:
+    """Refuse a command line that the command line interface would refuse."""
+    from prefopt.cli.app import app
+
+    tokens = [word for word in arguments if word != "--json"]
+    app.parse_args(tokens, exit_on_error=False, print_error=False)
+
+
+def execute(arguments: list[str]) -> None:
+    from prefopt.cli.app import run
+
+    assert run(arguments) == 0, f"prefopt {shlex.join(arguments)}"
+
+
+def shell(example: Example) -> None:
+    for arguments in commands(example.parsed):
+        parse(arguments)
+        if Path(example.path) == README and not MINUTES & set(arguments):
+            execute(arguments)
+
+
+def console(example: Example) -> None:
+    for arguments in commands(example.parsed, "$ "):
+        parse(arguments)
+
+
+def write_recipe(example: Example) -> None:
+    named = re.match(r"# (\S+\.ya?ml)\n", example.parsed)
+    if named:
+        Path(named[1]).write_text(example.parsed, encoding="utf-8")
+
+
+PARSERS = (
+    PythonCodeBlockParser(),
+    CodeBlockParser("sh", shell),
+    CodeBlockParser("console", console),
+    CodeBlockParser("yaml", write_recipe),
+    SkipParser(),
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_page(
+    page: Path,
+    save_policy: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_policy("llama").rename(tmp_path / "model")
+    rows = [
+        json.dumps({"prompt": prompt, "chosen": good, "rejected": bad})
+        for prompt, good, bad in PAIRS
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows[:3]) + "\n", encoding="utf-8")
+    (tmp_path / "heldout.jsonl").write_text(rows[3] + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for example in Document.parse(str(page), *PARSERS).examples():
+        example.evaluate()
+
+
+# -- tables --------------------------------------------------------------------------------
+
+
+def first_column(heading: str) -> list[str]:
+    """The code words in the first column of the table under a heading of the README."""
+    section = README.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return [word for cell in cells for word in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_readme_lists_every_recipe_key() -> None:
+    from prefopt.recipe import Recipe
+
+    assert sorted(first_column("Recipes")) == sorted(Recipe.model_fields)
+
+
+def test_readme_lists_every_command() -> None:
+    from prefopt.cli.app import COMMANDS
+
+    assert first_column("Commands") == [f"prefopt {name}" for name, *_ in COMMANDS]
+
+
+def test_readme_lists_every_layout() -> None:
+    from prefopt.data.layouts import LAYOUTS
+
+    assert sorted(first_column("Formats")) == sorted(layout.name for layout in LAYOUTS)
+
+
+def test_readme_lists_every_objective() -> None:
+    from prefopt.objectives import OBJECTIVES
+
+    assert sorted(first_column("Objectives")) == sorted(OBJECTIVES)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_shell_blocks_are_read_as_a_shell_would() -> None:
+    text = (
+        "# first\nprefopt check a.jsonl  # a note\nmake test\nprefopt train \\\n  --model 'm n'\n"
+    )
+    assert commands(text) == [["check", "a.jsonl"], ["train", "--model", "m n"]]
+    assert commands("$ prefopt demo --json\n{}\n", "$ ") == [["demo", "--json"]]
+
+
+@pytest.mark.parametrize("wrong", ["chek a.jsonl", "score a --referense b --data c"])
+def test_a_wrong_command_would_be_noticed(wrong: str) -> None:
+    from cyclopts.exceptions import CycloptsError
+
+    with pytest.raises(CycloptsError):
+        parse(shlex.split(wrong))
