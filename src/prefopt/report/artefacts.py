@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RunError
+from prefopt.runs import Run
 
 #: fields of a metrics record that are not measured values
 _NOT_VALUES = frozenset({"kind", "step", "epoch", "sources"})
@@ -59,7 +60,7 @@ class Artefacts:
     """Everything that a report is made from.
 
     Attributes:
-        folder: the run folder.
+        run: the run folder.
         train: training records by increasing step.
         eval: evaluation records by increasing step.
         manifest: `manifest.json`, or None while the run is unfinished.
@@ -68,7 +69,7 @@ class Artefacts:
         samples: rows of `samples.jsonl`.
     """
 
-    folder: Path
+    run: Run
     train: tuple[Record, ...]
     eval: tuple[Record, ...]
     manifest: Mapping[str, Any] | None
@@ -88,22 +89,22 @@ def read_artefacts(run: str | Path) -> Artefacts:
         RunError: there is no such folder, it has no `metrics.jsonl` or an empty one, or one
             of its files cannot be read.
     """
-    folder = Path(run)
-    if not folder.is_dir():
+    paths = Run(run)
+    if not paths.folder.is_dir():
         raise RunError(
             f"there is no run folder '{run}'",
             file=str(run),
             remedy="give the folder that `prefopt train` wrote, the one that has metrics.jsonl",
         )
-    records = _read_metrics(folder / "metrics.jsonl")
+    records = _read_metrics(paths.metrics)
     return Artefacts(
-        folder=folder,
+        run=paths,
         train=_by_step(records, "train"),
         eval=_by_step(records, "eval"),
-        manifest=_read_object(folder / "manifest.json"),
-        recipe=_read_recipe(folder / "recipe.yaml"),
-        evaluation=_read_object(folder / "evaluation.json"),
-        samples=tuple(row for _, row in _read_rows(folder / "samples.jsonl")),
+        manifest=_read_object(paths.manifest),
+        recipe=_read_recipe(paths.recipe),
+        evaluation=_read_object(paths.evaluation),
+        samples=tuple(row for _, row in _read_rows(paths.samples)),
     )
 
 

@@ -6,14 +6,12 @@ The same run folder gives the same bytes.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import RunError
 from prefopt.report import details, figures, summary
 from prefopt.report.artefacts import Artefacts, read_artefacts
+from prefopt.runs import write_text
 
 
 def build_report(run: str | Path) -> Path:
@@ -29,9 +27,10 @@ def build_report(run: str | Path) -> Path:
             cannot be written. Nothing is left half-written.
     """
     artefacts = read_artefacts(run)
-    path = artefacts.folder / "report.html"
-    _write(path, render(artefacts))
-    return path
+    # half a surrogate pair, which a byte-level model may well write, has no bytes of its own
+    page = render(artefacts).encode("utf-8", "replace").decode("utf-8")
+    write_text(artefacts.run.report, page)
+    return artefacts.run.report
 
 
 def render(run: Artefacts) -> str:
@@ -50,8 +49,9 @@ def render(run: Artefacts) -> str:
 
 def _page(run: Artefacts) -> dict[str, Any]:
     win = summary.win_rate(run)
+    curves = figures.draw_curves(run)
     return {
-        "name": run.folder.resolve().name,
+        "name": run.run.folder.resolve().name,
         "status": summary.status(run),
         "headline": summary.headline(run),
         "tiles": summary.tiles(run),
@@ -59,7 +59,8 @@ def _page(run: Artefacts) -> dict[str, Any]:
         "win_notes": summary.win_notes(run),
         "facts": details.facts(run),
         "left_out": details.left_out(run),
-        "curves": figures.draw_curves(run),
+        "curves": curves,
+        "paired": any(plot.paired for plot in curves),
         "finished": run.manifest is not None,
         "diagnostics": details.diagnostics(run),
         "samples": details.samples(run),
@@ -71,24 +72,3 @@ def _page(run: Artefacts) -> dict[str, Any]:
         "fingerprints": details.fingerprints(run),
         "command": details.command(run),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    temporary = ""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", errors="replace", dir=path.parent, suffix=".tmp", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise RunError(
-            f"the report cannot be written: {error.strerror}",
-            file=str(path),
-            remedy="free some space or make the folder writable, then run "
-            f"`prefopt report {path.parent}` again",
-        ) from error

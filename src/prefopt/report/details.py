@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prefopt.report.artefacts import Artefacts
 from prefopt.report.reading import file_names, part, rows, setting
-from prefopt.report.words import counted, moment, number, parameters, plain
+from prefopt.report.words import counted, duration, moment, number, parameters, plain
 
 #: rows of samples that are open on the page, and how many more fold out
 SAMPLES_OPEN, SAMPLES_FOLDED = 6, 42
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing to know about the run: its name, what it is, and a remark."""
+
+    term: str
+    lines: tuple[str, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +45,53 @@ class Sample:
     change: str
 
 
-def facts(run: Artefacts) -> list[tuple[str, list[str]]]:
-    """(term, lines) of what was trained on what."""
+def facts(run: Artefacts) -> list[Fact]:
+    """What was trained on what, where and when."""
     manifest = run.manifest or {}
     policy, reference = part(manifest, "policy"), part(manifest, "reference")
     name = policy.get("name") or setting(run, "model")
-    found: list[tuple[str, list[str]]] = []
+    found: list[Fact] = []
     if name:
-        found.append(("Policy", [str(name), *_sizes(policy)]))
+        found.append(Fact("Policy", (str(name),), _size(policy)))
     if reference:
-        found.append(("Reference", [str(reference.get("name", ""))]))
+        found.append(Fact("Reference", (str(reference.get("name", "")),)))
     elif manifest and "reference" in manifest:
-        found.append(("Reference", ["none"]))
+        found.append(Fact("Reference", ("none",)))
     for term, key in (("Trained on", "train"), ("Evaluated on", "eval")):
         data = part(manifest, "data", key)
         if data:
-            paths = [str(item.get("path", "")) for item in rows(data, "files")]
-            found.append((term, [*paths, _counts(data)]))
+            paths = tuple(str(item.get("path", "")) for item in rows(data, "files"))
+            found.append(Fact(term, paths, _counts(data)))
     if not manifest and (names := file_names(run)):
-        found.append(("Trained on", names))
+        found.append(Fact("Trained on", tuple(names)))
     if hardware := part(manifest, "hardware"):
-        found.append(("On", [f"{plain(k)}: {v}" for k, v in hardware.items()]))
+        found.append(Fact("Hardware", tuple(_hardware(hardware))))
     if started := manifest.get("started"):
-        finished = manifest.get("finished")
-        found.append(("When", [moment(started) + (f" to {moment(finished)}" if finished else "")]))
+        seconds = manifest.get("seconds")
+        took = f"took {duration(seconds)}" if isinstance(seconds, (int, float)) else ""
+        found.append(Fact("Started", (moment(started),), took))
     return found
 
 
-def _sizes(policy: Mapping[str, Any]) -> list[str]:
+def _size(policy: Mapping[str, Any]) -> str:
     whole, trainable = policy.get("parameters"), policy.get("trainable")
     if whole is None:
-        return []
+        return ""
     if trainable is None or trainable == whole:
-        return [f"{parameters(whole)} parameters, all of them trained"]
-    return [f"{parameters(whole)} parameters, {parameters(trainable)} of them trained"]
+        return f"{parameters(whole)} parameters, all of them trained"
+    return f"{parameters(whole)} parameters, {parameters(trainable)} of them trained"
+
+
+def _hardware(hardware: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in hardware.items():
+        if name == "memory" and isinstance(value, int):
+            yield f"{value / 2**30:.0f} GiB of memory"
+        elif name == "cores":
+            yield counted(value, "core")
+        elif isinstance(value, list):
+            yield ", ".join(str(item) for item in value)
+        elif value is not None:
+            yield str(value)
 
 
 def _counts(data: Mapping[str, Any]) -> str:
@@ -98,7 +120,7 @@ def left_out(run: Artefacts) -> Table | None:
 def diagnostics(run: Artefacts) -> list[dict[str, str]]:
     return [
         {
-            "name": plain(str(item.get("name", ""))),
+            "name": _title(str(item.get("name", ""))),
             "level": "note" if item.get("level") == "note" else "warning",
             "message": str(item.get("message", "")),
             "remedy": str(item.get("remedy") or ""),
@@ -106,6 +128,10 @@ def diagnostics(run: Artefacts) -> list[dict[str, str]]:
         }
         for item in rows(run.manifest or {}, "diagnostics")
     ]
+
+
+def _title(name: str) -> str:
+    return plain(name)[:1].upper() + plain(name)[1:]
 
 
 def samples(run: Artefacts) -> list[Sample]:

@@ -47,6 +47,7 @@ class Panel:
         note: how to read it, in one line.
         lines: (metric, label, colour); the label is empty where there is only one line.
         level: a value to draw a dashed line at, e.g. chance; None for none.
+        exact: the values are set, not measured, so there is no noise to smooth.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Panel:
     note: str
     lines: tuple[tuple[str, str, str], ...]
     level: float | None = None
+    exact: bool = False
 
 
 def _both(metric: str) -> tuple[tuple[str, str, str], ...]:
@@ -101,14 +103,14 @@ PANELS = (
         "Before clipping; spikes are batches that pull hard.",
         (("gradient_norm", "", MAIN),),
     ),
-    Panel("learning_rate", "Learning rate", "As scheduled.", (("learning_rate", "", MAIN),)),
     Panel(
-        "throughput",
-        "Throughput",
-        "Comparisons a second.",
-        (("comparisons_per_second", "", MAIN),),
+        "learning_rate",
+        "Learning rate",
+        "As scheduled.",
+        (("learning_rate", "", MAIN),),
+        exact=True,
     ),
-    Panel("tokens", "Tokens", "Tokens a second.", (("tokens_per_second", "", MAIN),)),
+    Panel("speed", "Throughput", "Tokens a second.", (("tokens_per_second", "", MAIN),)),
 )
 
 
@@ -117,13 +119,15 @@ class Plot:
     """A drawn panel: trusted SVG markup and the words around it.
 
     Attributes:
-        summary: first and last value of each line, as (label, colour class, text).
+        summary: where each line starts and ends, as (label, colour class, text).
+        paired: it has a line for preferred and one for dispreferred completions.
     """
 
     title: str
     note: str
     svg: str
     summary: tuple[tuple[str, str, str], ...]
+    paired: bool
 
 
 def draw_curves(run: Artefacts) -> list[Plot]:
@@ -132,35 +136,38 @@ def draw_curves(run: Artefacts) -> list[Plot]:
 
 
 def _draw_panel(panel: Panel, run: Artefacts) -> Plot | None:
-    curves = [
-        (label, colour, series(run.train, metric), series(run.eval, metric))
-        for metric, label, colour in panel.lines
-    ]
     summary: list[tuple[str, str, str]] = []
     with _figure(3.5, 2.05) as (figure, axes):
-        for label, colour, train, evals in curves:
-            _draw_line(axes, colour, train, evals)
-            for kind, curve in (("", train), ("eval", evals)):
-                reached = ends(curve) if kind == "" else _first_and_last(curve)
-                if reached is not None:
-                    words = " ".join(part for part in (label, kind) if part)
-                    css = _VARIABLES[colour].removeprefix("--")
-                    summary.append((words, css, _from_to(*reached)))
+        for metric, label, colour in panel.lines:
+            train, evals = series(run.train, metric), series(run.eval, metric)
+            _draw_line(axes, colour, train, evals, exact=panel.exact)
+            if words := _summary(train, evals, exact=panel.exact):
+                summary.append((label, _VARIABLES[colour].removeprefix("--"), words))
         if not summary:
             return None
         if panel.level is not None:
             axes.axhline(panel.level, color=_MUTED, linewidth=0.8, dashes=(4, 3), zorder=1)
         _style(axes)
         axes.set_xlabel("step")
-        spoken = "; ".join(f"{words} {text}".strip() for words, _, text in summary)
+        spoken = "; ".join(f"{label} {words}".strip() for label, _, words in summary)
         svg = _to_svg(figure, panel.name, f"{panel.title} by step: {spoken}")
-    return Plot(panel.title, panel.note, svg, tuple(summary))
+    return Plot(panel.title, panel.note, svg, tuple(summary), paired=len(panel.lines) > 1)
 
 
-def _draw_line(axes: Axes, colour: str, train: Series, evals: Series) -> None:
+def _summary(train: Series, evals: Series, *, exact: bool) -> str:
+    """Where a line starts and ends, on held-out data where there is some; "" if it is empty."""
+    if exact and len(train):
+        return f"up to {number(max(train.values))}"
+    if len(evals) > 1:
+        return f"held-out {_from_to(evals.values[0], evals.values[-1])}"
+    reached = ends(train) or ends(evals)
+    return "" if reached is None else _from_to(*reached)
+
+
+def _draw_line(axes: Axes, colour: str, train: Series, evals: Series, *, exact: bool) -> None:
     """Every step faintly, the smoothed course over it, evaluations as rings."""
-    smooth = smoothed(train)
-    if smooth is not train:
+    smooth = thinned(train) if exact else smoothed(train)
+    if not exact and smooth is not train:
         raw = thinned(train)
         axes.plot(raw.steps, raw.values, color=colour, linewidth=0.8, alpha=0.28, zorder=2)
     if len(train):
@@ -176,7 +183,7 @@ def _draw_line(axes: Axes, colour: str, train: Series, evals: Series) -> None:
 
 def draw_win_rate(rate: float, interval: tuple[float, float] | None) -> str:
     """A win rate with its interval on the scale from 0 to 1, against the line of a tie."""
-    with _figure(4.4, 0.95) as (figure, axes):
+    with _figure(3.6, 0.85) as (figure, axes):
         axes.barh(0, rate, height=0.42, color=MAIN, alpha=0.28, zorder=2)
         if interval is not None:
             axes.plot(interval, (0, 0), color=MAIN, linewidth=2.2, zorder=3)
@@ -190,7 +197,7 @@ def draw_win_rate(rate: float, interval: tuple[float, float] | None) -> str:
         axes.set_ylim(-0.45, 0.45)
         axes.set_yticks([])
         axes.set_xticks((0, 0.25, 0.5, 0.75, 1))
-        axes.set_xticklabels(("0", "0.25", "0.5: no difference", "0.75", "1"))
+        axes.set_xticklabels(("0", "0.25", "0.5: a tie", "0.75", "1"))
         spoken = f"Win rate {number(rate)}"
         if interval is not None:
             spoken += f", 95 % interval {number(interval[0])} to {number(interval[1])}"
@@ -251,6 +258,9 @@ _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 # matplotlib's style sheet would apply to the whole page, not only to its own drawing
 _SHEET = re.compile(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", re.DOTALL)
+_COMMENT = re.compile(r"\s*<!--.*?-->", re.DOTALL)
+#: a hundredth of a point is enough for a line
+_DIGITS = re.compile(r"(\d\.\d\d)\d+")
 _OPENING = re.compile(r"<svg[^>]*>", re.DOTALL)
 _FONT = re.compile(r"font: ([\d.]+)px [^;\"]*")
 _COLOUR = re.compile("|".join(_VARIABLES))
@@ -264,7 +274,10 @@ def _to_svg(figure: Figure, name: str, spoken: str) -> str:
     # ids are hashes of what is drawn: salted by name, no two plots of a page share one
     with matplotlib.rc_context({"svg.hashsalt": f"prefopt-{name}"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = _SHEET.sub("", _METADATA.sub("", _HEAD.sub("", buffer.getvalue())))
+    text = buffer.getvalue()
+    for unwanted in (_HEAD, _METADATA, _SHEET, _COMMENT):
+        text = unwanted.sub("", text)
+    text = _DIGITS.sub(r"\1", text)
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None, "matplotlib writes a viewBox"
     label = html.escape(spoken, quote=True)
@@ -275,10 +288,6 @@ def _to_svg(figure: Figure, name: str, spoken: str) -> str:
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     return re.sub(r"\s*\n\s*", "\n", text).strip()
-
-
-def _first_and_last(curve: Series) -> tuple[float, float] | None:
-    return (curve.values[0], curve.values[-1]) if len(curve) else None
 
 
 def _from_to(first: float, last: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from prefopt.report.artefacts import Record
 
@@ -32,27 +33,39 @@ def series(records: Iterable[Record], name: str) -> Series:
 
 
 def smoothed(curve: Series) -> Series:
-    """A centred moving average over about a sixteenth of the run, thinned to `MAX_POINTS`.
+    """A local straight line fitted to about an eighth of the run around each point, thinned.
 
-    Centred, so that it does not lag behind the steps as an exponential average does; at the
-    ends the window shrinks on both sides alike, so that the ends are not bent.
+    Centred, so that it does not lag behind the steps as an exponential average does; and a
+    line rather than a mean, so that the ends, where the window has one side only, are not
+    bent towards the middle.
 
     >>> smoothed(Series((1, 2, 3), (0.0, 1.0, 5.0))).values  # too short to smooth
     (0.0, 1.0, 5.0)
     """
+    import numpy as np
+
     count = len(curve)
     if count < SMOOTH_FROM:
         return curve
-    half = max(2, count // 32)
-    sums, counts = _prefix_sums(curve.values)
-    steps, values = [], []
-    for position in _positions(count):
-        reach = min(half, position, count - 1 - position)
-        low, high = position - reach, position + reach + 1
-        finite = counts[high] - counts[low]
-        steps.append(curve.steps[position])
-        values.append((sums[high] - sums[low]) / finite if finite else math.nan)
-    return Series(tuple(steps), tuple(values))
+    half = max(6, count // 16)
+    values = np.asarray(curve.values)
+    chosen = _positions(count)
+    fitted = []
+    for position in chosen:
+        low, high = max(0, position - half), min(count, position + half + 1)
+        around = np.arange(low, high) - position
+        finite = np.isfinite(values[low:high])
+        fitted.append(_line_at_zero(around[finite], values[low:high][finite]))
+    return Series(tuple(curve.steps[position] for position in chosen), tuple(fitted))
+
+
+def _line_at_zero(x: Any, y: Any) -> float:
+    """The value at 0 of the least-squares line through (x, y); NaN without a point."""
+    if len(x) == 0:
+        return math.nan
+    mean, spread = x.mean(), ((x - x.mean()) ** 2).sum()
+    slope = ((x - mean) * y).sum() / spread if spread else 0.0
+    return float(y.mean() - slope * mean)
 
 
 def thinned(curve: Series) -> Series:
@@ -90,15 +103,6 @@ def ends(curve: Series) -> tuple[float, float] | None:
         return None
     tenth = max(1, len(finite) // 10)
     return sum(finite[:tenth]) / tenth, sum(finite[-tenth:]) / tenth
-
-
-def _prefix_sums(values: tuple[float, ...]) -> tuple[list[float], list[int]]:
-    sums, counts = [0.0], [0]
-    for value in values:
-        finite = math.isfinite(value)
-        sums.append(sums[-1] + (value if finite else 0.0))
-        counts.append(counts[-1] + finite)
-    return sums, counts
 
 
 def _positions(count: int) -> list[int]:

@@ -44,7 +44,7 @@ def status(run: Artefacts) -> Status:
 
 def headline(run: Artefacts) -> list[str]:
     """The run in one to three sentences: on what, to what effect, and is it preferred."""
-    sentences = [f"{_trained_on(run)}."]
+    sentences = [_trained_on(run)]
     if reached := accuracy(run):
         kind, first, last = reached
         sentences.append(f"Accuracy on {kind} comparisons {_went(first, last)}.")
@@ -79,10 +79,10 @@ def _went(first: float, last: float) -> str:
 def _win_sentence(rate: float, interval: tuple[float, float] | None, against: str) -> str:
     span = f"win rate {_with_interval(rate, interval)}"
     return {
-        "preferred": f"It is preferred to {against}: {span}.",
-        "beaten": f"It loses against {against}: {span}.",
-        "unclear": f"It cannot be told from {against}: {span}.",
-        "unknown": f"Against {against} it has a {span}.",
+        "preferred": f"The trained policy is preferred to {against}: {span}.",
+        "beaten": f"The trained policy loses against {against}: {span}.",
+        "unclear": f"The trained policy cannot be told from {against}: {span}.",
+        "unknown": f"Against {against} the trained policy has a {span}.",
     }[_verdict(interval)]
 
 
@@ -101,7 +101,9 @@ def win_notes(run: Artefacts) -> list[str]:
     }[_verdict(interval)]
     prompts = (run.evaluation or {}).get("prompts")
     on = f" on {counted(prompts, 'prompt')}" if isinstance(prompts, int) else ""
-    meaning = f"The share of its answers that are preferred to those of {against}{on}"
+    meaning = (
+        f"The share of the trained policy's answers that are preferred to those of {against}{on}"
+    )
     return [f"{meaning}: {_with_interval(rate, interval)}. Ties count half.", verdict]
 
 
@@ -156,7 +158,7 @@ def tiles(run: Artefacts) -> list[Tile]:
         found.append(Tile("Win rate", share(rate), note))
     if reached := accuracy(run):
         kind, first, last = reached
-        found.append(Tile(f"Accuracy, {kind}", share(last), f"from {share(first)}"))
+        found.append(Tile("Accuracy", share(last), f"{kind}, from {share(first)}"))
     evaluation = run.evaluation or {}
     before, after = evaluation.get("reward_before"), evaluation.get("reward_after")
     if after is not None:
@@ -164,21 +166,22 @@ def tiles(run: Artefacts) -> list[Tile]:
             Tile("Reward", number(after), "" if before is None else f"from {number(before)}")
         )
     if (kl := evaluation.get("kl")) is not None:
-        found.append(Tile("KL to the reference", number(kl), "nats a completion"))
+        found.append(Tile("KL", number(kl), "nats a completion, to the reference"))
     if reached := loss(run):
         kind, first, last = reached
-        found.append(Tile(f"Loss, {kind}", number(last), f"from {number(first)}"))
+        found.append(Tile("Loss", number(last), f"{kind}, from {number(first)}"))
     if run.train and (speed := _speed(run)):
         found.append(speed)
     return found
 
 
 def _speed(run: Artefacts) -> Tile | None:
+    """The speed of the median step: the first one, which warms up, does not count more."""
     for metric, words in (
         ("comparisons_per_second", "comparisons a second"),
         ("tokens_per_second", "tokens a second"),
     ):
         values = sorted(v for v in series(run.train, metric).values if math.isfinite(v))
         if values:
-            return Tile("Speed", number(values[len(values) // 2]), f"{words}, median step")
+            return Tile("Speed", number(values[len(values) // 2]), words)
     return None

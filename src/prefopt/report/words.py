@@ -11,7 +11,7 @@ from typing import Any
 def number(value: Any) -> str:
     """Three significant digits, thousands separated, a real minus sign.
 
-    >>> number(1204), number(0.8765), number(-12.34), number(5e-7), number(0.0)
+    >>> number(1204), number(0.8767), number(-12.34), number(5e-7), number(0.0)
     ('1,204', '0.877', '−12.3', '5e-7', '0')
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
