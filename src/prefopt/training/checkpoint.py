@@ -1,0 +1,176 @@
+"""Checkpoints: whole or not there, and complete.
+
+    checkpoints/step-000120/
+      state/            trainable weights and optimizer, as torch.distributed.checkpoint writes
+      checkpoint.json   position, evaluation state, random state, size of the metrics; last
+
+The distributed format is used in one process too: it restores to the last bit, and other
+numbers of processes can read it. A checkpoint is written under another name and renamed;
+only then is the one before it removed. So there is always a good one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prefopt.errors import RunError
+from prefopt.runs import atomic_folder, write_text
+from prefopt.training.loop import State
+
+_MARKER = "checkpoint.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made when the first is written.
+        model: the policy; of an adapter, only the adapter is kept.
+        optimizer: over the model's trainable parameters.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.folder = folder
+        self.model = model
+        self.optimizer = optimizer
+
+    def save(self, state: State, **further: Any) -> Path:
+        """Write a checkpoint and remove the ones before it.
+
+        Args:
+            state: where the training is.
+            further: whatever else must be the same again, as JSON.
+
+        Raises:
+            RunError: it cannot be written; the one before it is still there.
+        """
+        import torch.distributed.checkpoint as dcp
+
+        path = self.folder / f"step-{state.step:06d}"
+        document = {"state": asdict(state), "random": _random_state(), **further}
+        with atomic_folder(path) as part, _explained(path):
+            dcp.save(self._tensors(), checkpoint_id=part / "state", no_dist=True)
+            write_text(part / _MARKER, json.dumps(document))
+        for other in self._complete():
+            if other != path:
+                shutil.rmtree(other)
+        return path
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint; what a killed process left half-written is removed."""
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        return max(self._complete(), key=lambda path: int(path.name[5:]), default=None)
+
+    def load(self, path: Path) -> tuple[State, dict[str, Any]]:
+        """Restore weights, optimizer and random state; returns the state and the further things.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
+
+        with _explained(path):
+            document = json.loads((path / _MARKER).read_text())
+            tensors = self._tensors()
+            dcp.load(tensors, checkpoint_id=path / "state", no_dist=True)
+            set_model_state_dict(
+                self.model, tensors["model"], options=StateDictOptions(strict=False)
+            )
+            set_optimizer_state_dict(
+                self.model, self.optimizer, tensors["optimizer"], options=_trainable_only()
+            )
+        _set_random_state(document.pop("random"))
+        return State(**document.pop("state")), document
+
+    def _tensors(self) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import (
+            get_model_state_dict,
+            get_optimizer_state_dict,
+        )
+
+        return {
+            "model": get_model_state_dict(self.model, options=_trainable_only()),
+            "optimizer": get_optimizer_state_dict(
+                self.model, self.optimizer, options=_trainable_only()
+            ),
+        }
+
+    def _complete(self) -> list[Path]:
+        return [path for path in self.folder.glob("step-*") if (path / _MARKER).exists()]
+
+
+def _trainable_only() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(ignore_frozen_params=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            # One process without a process group is what is meant here.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:  # a BaseException, around one error per process
+        inner = next((failure[0] for failure in error.failures.values()), error)
+        if isinstance(inner, OSError):
+            raise inner from error
+        raise RunError(
+            f"the checkpoint cannot be used: {inner}",
+            file=str(path),
+            remedy="set resume: never to start the run over",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"the checkpoint cannot be read: {error}",
+            file=str(path),
+            remedy="remove it, or set resume: never to start the run over",
+        ) from error
+
+
+def _random_state() -> dict[str, Any]:
+    """Every generator that a model or a library might draw from, as plain JSON."""
+    numpy: Any = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "numpy": numpy,
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(_bytes(state["torch"]))
+    np.random.set_state(state["numpy"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_bytes(state["cuda"]))
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

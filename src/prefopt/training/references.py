@@ -1,0 +1,109 @@
+"""Reference scores: where they come from, and when they are computed.
+
+By default every group is scored once, before the first step and in the plan's own
+micro-batches, through a cache on disk. After that no reference model is in memory. Each
+step's scores can also be computed when they are needed, which costs a forward pass a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prefopt.engine.cache import ScoreCache
+from prefopt.engine.logps import Scorer
+from prefopt.engine.tokens import TokenGroup
+from prefopt.errors import TrainingError
+from prefopt.training.batches import Examples, MicroBatch, Step
+
+ReferenceScores = Callable[[MicroBatch], Tensor | None]
+
+
+@dataclass
+class FrozenScorer:
+    """A scorer that never builds a graph, under a state of the model that is the reference.
+
+    Attributes:
+        scorer: of the reference model, or of the policy's own.
+        state: what makes the model the reference while it is scored, such as adapter off.
+    """
+
+    scorer: Scorer
+    state: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def __call__(self, groups: Sequence[TokenGroup]) -> Tensor:
+        with torch.no_grad(), self.state():
+            return self.scorer(groups)
+
+
+def no_reference(batch: MicroBatch) -> None:
+    """For objectives that need none."""
+
+
+def from_cache(batch: MicroBatch) -> Tensor | None:
+    """The scores that were computed before training."""
+    return batch.reference
+
+
+def each_step(score: FrozenScorer) -> ReferenceScores:
+    """Scores computed when they are needed."""
+    return lambda batch: score(batch.groups)
+
+
+def cache_key(model: str, tokenizer: str, precision: str) -> str:
+    """What a cached score depends on beside the tokens: fingerprints and precision."""
+    return hashlib.sha256(f"{model} {tokenizer} {precision}".encode()).hexdigest()
+
+
+def score_examples(
+    examples: Examples,
+    steps: Iterable[Step],
+    score: Callable[[Sequence[TokenGroup]], Tensor] | None,
+    cache: ScoreCache,
+    key: str,
+    advance: Callable[[int], None] = lambda comparisons: None,
+) -> int:
+    """Fill `examples.reference` for every group in the plan; returns how many were computed.
+
+    A micro-batch is looked up and, if any of its scores is missing, computed as a whole, as
+    the plan cuts it. So an interrupted pass continues with the same numbers to the last bit.
+
+    Args:
+        examples: groups to score.
+        steps: the plan; groups that it visits again are scored once.
+        score: the reference; None if its model is gone and only the cache is left.
+        cache: where scores are kept.
+        key: `cache_key` of the reference.
+        advance: told the comparisons of each step when it is done.
+
+    Raises:
+        TrainingError: a score is missing and there is no reference to compute it.
+    """
+    known: dict[int, Tensor] = {} if examples.reference is None else examples.reference
+    computed = 0
+    for step in steps:
+        for positions in step.microbatches:
+            if all(position in known for position in positions):
+                continue
+            groups = [examples.groups[position] for position in positions]
+            logps = cache.get(key, groups)
+            if logps is None:
+                if score is None:
+                    raise TrainingError(
+                        "the initial weights are gone, and these groups were not scored with them",
+                        remedy="give ref_model=copy.deepcopy(model) when the trainer is made",
+                    )
+                logps = score(groups).double().cpu()
+                cache.put(key, groups, logps)
+                computed += len(groups)
+            counts = [len(group.completions) for group in groups]
+            for position, part in zip(positions, logps.split(counts), strict=True):
+                known.setdefault(position, part)
+        advance(step.comparisons)
+    examples.reference = known
+    return computed

@@ -1,0 +1,347 @@
+"""A whole training: from a recipe to a run folder.
+
+Policy and data are loaded and checked before anything is written. Then the reference is
+scored, the loop runs, the model is saved and the manifest is written last, which is what
+makes the run finished. The same command continues a run that was stopped anywhere, from the
+last checkpoint and to the same weights; a finished one is not done again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from prefopt import __version__
+from prefopt.data.formats import read_groups
+from prefopt.errors import RunError
+from prefopt.policies.adapters import has_adapter
+from prefopt.policies.export import model_folder
+from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
+from prefopt.policies.load import load_policy
+from prefopt.recipe import ResolvedRecipe, Source
+from prefopt.runs import Run, atomic_folder, fingerprint_file, hardware, versions
+from prefopt.training.checkpoint import Checkpoints
+from prefopt.training.diagnostics import diagnose
+from prefopt.training.display import Display, note_of
+from prefopt.training.loop import Job, Record, State, fit
+from prefopt.training.prepare import (
+    Learner,
+    Prepared,
+    make_job,
+    make_learner,
+    prepare_data,
+    score_reference,
+    settle,
+)
+from prefopt.training.track import tracker
+
+#: training steps whose mean is reported as the final one
+_FINAL_STEPS = 10
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to.
+
+    Attributes:
+        run: folder of the run.
+        steps: optimizer steps done.
+        final_loss: mean over the comparisons of the last ten steps.
+        accuracy: the same; None for objectives that compare nothing.
+        skipped: rows left out, by reason.
+        stopped: why it ended early, if it did.
+        eval: metrics of the last evaluation, if there is evaluation data.
+    """
+
+    run: str
+    steps: int
+    final_loss: float
+    accuracy: float | None
+    skipped: dict[str, int]
+    stopped: str | None = None
+    eval: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `prefopt train --json` prints."""
+        return asdict(self)
+
+
+def train(resolved: ResolvedRecipe, *, progress: bool = True) -> TrainResult:
+    """Train as a recipe says, or go on with the run in its folder.
+
+    Args:
+        resolved: what `load_recipe` returns.
+        progress: show settings, progress and findings on stderr.
+
+    Raises:
+        RecipeError, DataError, PolicyError: wrong input; nothing was written.
+        RunError: the run folder cannot be used, or holds another training.
+        TrainingError: it cannot go on; the last checkpoint is as it was.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was saved.
+    """
+    resolved, objective = settle(resolved)
+    recipe, display, run = resolved.recipe, Display(progress), Run(resolved.recipe.out)
+    if run.finished and recipe.resume == "auto":
+        with run.locked():
+            run.begin(resolved)
+            return _finished(run)
+    display.recipe(resolved)
+    policy = load_policy(model_folder(recipe.model), device=recipe.device)
+    learner = make_learner(policy, recipe, objective)
+    data, files = _load(learner, recipe.data, training=True)
+    evaluation, eval_files = None, None
+    if recipe.eval_data is not None:
+        evaluation, eval_files = _load(learner, recipe.eval_data, training=False)
+    display.data("data", data.counts)
+    if evaluation is not None:
+        display.data("eval_data", evaluation.counts)
+    with run.locked():
+        run.begin(resolved)
+        started = _check_identity(run, learner, data, evaluation)
+        state, diagnostics = _learn(run, resolved, learner, data, evaluation, display)
+        display.findings(diagnostics)
+        manifest = {
+            "kind": "train",
+            "prefopt": __version__,
+            "command": _command(run),
+            "versions": versions(),
+            "hardware": {**hardware(), "device": str(policy.device)},
+            "started": started,
+            "finished": _now(),
+            "seconds": state.seconds,
+            **_who(learner),
+            "data": {
+                "train": {"files": files, **data.counts},
+                "eval": evaluation and {"files": eval_files, **evaluation.counts},
+            },
+            "engine": state.engine,
+            "diagnostics": [diagnostic.to_dict() for diagnostic in diagnostics],
+            "result": _result(run.read_metrics(), state),
+        }
+        return _finish(run, learner, manifest)
+
+
+def _learn(
+    run: Run,
+    resolved: ResolvedRecipe,
+    learner: Learner,
+    data: Prepared,
+    evaluation: Prepared | None,
+    display: Display,
+) -> tuple[State, list[Any]]:
+    """Score the reference, go on from the last checkpoint, train to the end."""
+    parts = [data] if evaluation is None else [data, evaluation]
+    if learner.reference is not None and resolved.recipe.reference_scores == "cache":
+        total = sum(step.comparisons for part in parts for step in part.steps)
+        with display.bar("reference", total) as advance:
+            score_reference(learner, parts, advance)
+        learner.reference.score = None  # with it goes the model, unless it is the policy
+    job = make_job(learner, data, evaluation)
+    checkpoints = Checkpoints(run.checkpoints, learner.policy.model, job.optimizer)
+    state = _restore(run, checkpoints, job, learner)
+    if state.step:
+        display.note(f"going on after step {state.step} of {len(job.steps)}")
+
+    with (
+        tracker(resolved.recipe.track, run.folder, resolved.values()) as log,
+        display.bar("training", len(job.steps), done=state.step) as advance,
+    ):
+
+        def record(metrics: Record) -> None:
+            run.append_metrics(metrics)
+            log(metrics)
+            advance(metrics["kind"] == "train", note=note_of(metrics))
+
+        def save(state: State) -> Path:
+            state.engine = _engine(learner)
+            return checkpoints.save(state, metrics=run.metrics_size())
+
+        job.record, job.save = record, save
+        fit(job, state)
+        if job.last_checkpoint is None or int(job.last_checkpoint.name[5:]) != state.step:
+            save(state)
+    state.engine = _engine(learner)
+    return state, diagnose(run.read_metrics(), beta=learner.beta)
+
+
+def _restore(run: Run, checkpoints: Checkpoints, job: Job, learner: Learner) -> State:
+    """The state of the newest checkpoint, or of the beginning; metrics are cut to fit it."""
+    path = checkpoints.latest()
+    if path is None:
+        run.truncate_metrics(0)
+        return State()
+    state, further = checkpoints.load(path)
+    run.truncate_metrics(further["metrics"])
+    job.last_checkpoint = path
+    # Trained weights might pass a check that the first ones failed: it is not made again.
+    scorer = learner.scorer
+    scorer.sharing, scorer.reason = state.engine["sharing"], state.engine["reason"]
+    scorer.difference = state.engine["difference"]
+    return state
+
+
+def _finish(run: Run, learner: Learner, manifest: dict[str, Any]) -> TrainResult:
+    """Save the model, write the manifest last, and clear away what only a resume needs."""
+    model, tokenizer = learner.policy.model, learner.policy.tokenizer
+    for leftover in run.folder.glob(".model.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with atomic_folder(run.model) as part:
+        # PEFT would ask a hub whether the vocabulary has changed; it never does here.
+        further: dict[str, Any] = {"save_embedding_layers": False} if has_adapter(model) else {}
+        model.save_pretrained(part, **further)
+        tokenizer.save_pretrained(part)
+    manifest["result"]["fingerprint"] = fingerprint_model(model)
+    run.write_json(run.manifest, manifest)
+    for path in run.checkpoints.glob("step-*"):
+        shutil.rmtree(path)
+    return _finished(run)
+
+
+def _finished(run: Run) -> TrainResult:
+    """The result of a finished run, from its manifest; its report is made if it is missing."""
+    from prefopt.report import build_report
+
+    manifest = run.read_json(run.manifest)
+    for part in manifest["data"].values():
+        for file in part["files"] if part else ():
+            if _digest(file["path"]) not in (file["sha256"], None):
+                raise RunError(
+                    "the folder holds a finished run, and its data has changed since",
+                    file=file["path"],
+                    field="out",
+                    remedy="choose another --out, or set resume: never to start it over",
+                )
+    if not run.report.exists():
+        build_report(run.folder)
+    result = manifest["result"]
+    return TrainResult(
+        run=str(run.folder),
+        steps=result["steps"],
+        final_loss=result["final_loss"],
+        accuracy=result["accuracy"],
+        skipped=manifest["data"]["train"]["skipped"],
+        stopped=result["stopped"],
+        eval=result["eval"],
+    )
+
+
+# -- what goes in --------------------------------------------------------------------------
+
+
+def _load(
+    learner: Learner, sources: tuple[Source, ...], *, training: bool
+) -> tuple[Prepared, list[dict[str, str | None]]]:
+    """Read and prepare sources; returns the data and the files with their fingerprints."""
+    recipe = learner.recipe
+    readers = [
+        read_groups(source.path, format=source.format, on_error=recipe.on_error, source=source.name)
+        for source in sources
+    ]
+    shares = {str(source.name): source.share for source in sources if source.share is not None}
+    prepared = prepare_data(
+        learner, chain.from_iterable(readers), training=training, shares=shares or None
+    )
+    skipped = Counter(prepared.counts["skipped"])
+    for reader in readers:
+        skipped.update(reader.skipped)
+    prepared.counts["skipped"] = dict(skipped)
+    paths = [path for reader in readers for path in reader.files]
+    return prepared, [{"path": str(path), "sha256": _digest(path)} for path in paths]
+
+
+def _digest(path: str) -> str | None:
+    """Fingerprint of a file; None of a data set that is not a file here."""
+    return fingerprint_file(path) if Path(path).exists() else None
+
+
+def _check_identity(run: Run, learner: Learner, data: Prepared, evaluation: Prepared | None) -> str:
+    """Note what the run starts from, or check that it still does; returns when it started.
+
+    Raises:
+        RunError: the policy, the reference or the data is not what the run started with.
+    """
+    path = run.checkpoints / "identity.json"
+    identity = {
+        "policy": learner.fingerprint,
+        "tokenizer": fingerprint_tokenizer(learner.policy.tokenizer),
+        "reference": learner.reference.fingerprint if learner.reference else None,
+        "data": data.fingerprint,
+        "eval_data": evaluation.fingerprint if evaluation else None,
+    }
+    if not path.exists():
+        run.checkpoints.mkdir(exist_ok=True)
+        run.write_json(path, {**identity, "started": _now()})
+    known = run.read_json(path)
+    for name, fingerprint in identity.items():
+        if known[name] != fingerprint:
+            raise RunError(
+                f"the folder holds a run that began with another {name.replace('_', ' ')}: "
+                "its content has changed since",
+                file=str(run.folder),
+                field=name if name != "policy" else "model",
+                remedy="restore it, choose another --out, or set resume: never to start over",
+            )
+    return str(known["started"])
+
+
+# -- what comes out ------------------------------------------------------------------------
+
+
+def _who(learner: Learner) -> dict[str, Any]:
+    weights = list(learner.policy.model.parameters())
+    reference = learner.reference
+    return {
+        "policy": {
+            "name": learner.policy.name,
+            "parameters": sum(weight.numel() for weight in weights),
+            "trainable": sum(weight.numel() for weight in weights if weight.requires_grad),
+            "fingerprint": learner.fingerprint,
+        },
+        "reference": reference and {"name": reference.name, "fingerprint": reference.fingerprint},
+        "tokenizer": {"fingerprint": fingerprint_tokenizer(learner.policy.tokenizer)},
+    }
+
+
+def _engine(learner: Learner) -> dict[str, Any]:
+    scorer = learner.scorer
+    return {
+        "sharing": scorer.sharing,
+        "reason": scorer.reason,
+        "difference": scorer.difference,
+        "precision": learner.precision,
+    }
+
+
+def _result(history: list[Record], state: State) -> dict[str, Any]:
+    last = [record for record in history if record["kind"] == "train"][-_FINAL_STEPS:]
+
+    def mean(name: str) -> float | None:
+        if name not in last[-1]:
+            return None
+        total = sum(record["comparisons"] for record in last)
+        return float(sum(record[name] * record["comparisons"] for record in last) / total)
+
+    return {
+        "steps": state.step,
+        "final_loss": mean("loss"),
+        "accuracy": mean("accuracy"),
+        "stopped": state.stopped,
+        "eval": state.evaluation,
+    }
+
+
+def _command(run: Run) -> list[str]:
+    """What was typed, or, for a training that a program started, what would do the same."""
+    if Path(sys.argv[0]).name == "prefopt" and sys.argv[1:2] == ["train"]:
+        return ["prefopt", *sys.argv[1:]]
+    return ["prefopt", "train", str(run.recipe), "--out", f"{run.folder}-again"]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
