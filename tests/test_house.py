@@ -127,6 +127,25 @@ def test_torch_free_rooms_import_without_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_recipe_field_is_read_by_something() -> None:
+    """As `recipe.<field>` outside the room that declares it: a setting without effect is a lie."""
+    from prefopt.recipe import Recipe
+
+    read = {
+        node.attr
+        for path in MODULES
+        if room_of(name_of(path)) != "recipe"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and _last_name(node.value) == "recipe"
+    }
+    assert set(Recipe.model_fields) <= read
+
+
+def _last_name(node: ast.expr) -> str | None:
+    """`recipe` of both `recipe` and `resolved.recipe`."""
+    return getattr(node, "attr", None) or getattr(node, "id", None)
+
+
 # -- sizes ---------------------------------------------------------------------------------
 
 
