@@ -50,6 +50,7 @@ MANIFEST: dict[str, Any] = {
         "cores": 2,
         "memory": 16_777_216_000,
         "devices": ["NVIDIA H100", "NVIDIA H100"],
+        "device": "cuda:0",
     },
     "started": "2026-03-01T14:05:33+00:00",
     "finished": "2026-03-01T14:07:44+00:00",
@@ -85,13 +86,13 @@ MANIFEST: dict[str, Any] = {
             "cut": {},
         },
     },
-    "engine": {"sharing": "trees", "reason": None, "difference": 2.4e-6},
+    "engine": {"sharing": "trees", "reason": None, "difference": 2.4e-6, "precision": "bf16"},
     "diagnostics": [
         {
             "name": "likelihood_displacement",
             "level": "warning",
             "message": "The log-probability of preferred completions fell by 6.1 nats.",
-            "remedy": "Lower the learning rate, raise objective.beta, or add an sft term.",
+            "remedy": "lower the learning rate, raise objective.beta, or run `sft` first",
             "step": 140,
         },
         {
@@ -102,7 +103,14 @@ MANIFEST: dict[str, Any] = {
             "step": None,
         },
     ],
-    "result": {"steps": 240, "final_loss": 0.52, "accuracy": 0.76, "stopped": None, "eval": None},
+    "result": {
+        "steps": 240,
+        "final_loss": 0.52,
+        "accuracy": 0.76,
+        "stopped": None,
+        "eval": None,
+        "fingerprint": "sha256:" + "e5" * 32,
+    },
 }
 
 EVALUATION = {
@@ -289,6 +297,22 @@ def test_the_headline_says_on_what_and_to_what_effect(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        ((0, 20), "Accuracy on held-out comparisons rose from 0.50 to 0.70."),
+        ((10, 20), "Accuracy on held-out comparisons rose from 0.60 at step 10 to 0.70."),
+        ((20,), "Accuracy on held-out comparisons is 0.70 at the end."),
+    ],
+)
+def test_a_change_is_told_from_where_it_was_measured(
+    tmp_path: Path, steps: tuple[int, ...], sentence: str
+) -> None:
+    records = [{"kind": "eval", "step": s, "accuracy": 0.5 + s / 100} for s in steps]
+    run = write_run(tmp_path / "run", metrics__jsonl=records)
+    assert sentence in read(build_report(run)).text
+
+
+@pytest.mark.parametrize(
     ("interval", "sentence"),
     [
         ([0.51, 0.6], "is preferred to the reference: win rate 0.50 [0.51, 0.60]"),
@@ -314,10 +338,11 @@ def test_counts_diagnostics_engine_fingerprints_and_command(page: Path) -> None:
         "14.2 M parameters, all of them trained",
         "16 GiB of memory",
         "Likelihood displacement warning, step 140",
-        "Remedy Lower the learning rate, raise objective.beta, or add an sft term.",
+        "Remedy Lower the learning rate, raise objective.beta, or run sft first.",
         "packed as trees",
         "differ by at most 2.4e-6 nats a token",
         "sha256:" + "77" * 32,
+        "after training sha256:" + "e5" * 32,
         "torch 2.13.0",
         "prefopt train recipe.yaml --objective.beta 0.1 --out 'my run'",
     ):
@@ -360,7 +385,9 @@ def test_every_metric_has_its_curve(run: Path) -> None:
 
 
 def test_an_sft_run_has_no_words_about_preference(tmp_path: Path) -> None:
-    records = [{"kind": "train", "step": i, "loss": 4 / i, "length": 9.0} for i in range(1, 9)]
+    records = [
+        {"kind": "train", "step": i, "loss": 4 / i, "length_preferred": 9.0} for i in range(1, 9)
+    ]
     run = write_run(
         tmp_path / "sft",
         metrics__jsonl=records,
@@ -371,7 +398,7 @@ def test_an_sft_run_has_no_words_about_preference(tmp_path: Path) -> None:
     )
     reader = read(build_report(run))
     assert "SFT on 2,291 completions from" in reader.text
-    assert "The training loss went from 4.00 to 0.500." in reader.text
+    assert "The training loss fell from 4.00 to 0.500." in reader.text
     assert "Nothing was flagged." in reader.text
     assert "dispreferred" not in reader.text
 

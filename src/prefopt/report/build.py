@@ -70,5 +70,6 @@ def _page(run: Artefacts) -> dict[str, Any]:
         "sources": details.per_source(run),
         "recipe": details.recipe(run),
         "fingerprints": details.fingerprints(run),
+        "versions": details.versions(run),
         "command": details.command(run),
     }

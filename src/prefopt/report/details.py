@@ -86,6 +86,8 @@ def _hardware(hardware: Mapping[str, Any]) -> Iterator[str]:
     for name, value in hardware.items():
         if name == "memory" and isinstance(value, int):
             yield f"{value / 2**30:.0f} GiB of memory"
+        elif name == "device":
+            yield f"device {value}"
         elif name == "cores":
             yield counted(value, "core")
         elif isinstance(value, list):
@@ -120,18 +122,22 @@ def left_out(run: Artefacts) -> Table | None:
 def diagnostics(run: Artefacts) -> list[dict[str, str]]:
     return [
         {
-            "name": _title(str(item.get("name", ""))),
+            "name": _capital(plain(str(item.get("name", "")))),
             "level": "note" if item.get("level") == "note" else "warning",
-            "message": str(item.get("message", "")),
-            "remedy": str(item.get("remedy") or ""),
+            "message": _sentence(str(item.get("message", ""))),
+            "remedy": _sentence(str(item.get("remedy") or "")),
             "step": "" if item.get("step") is None else f"step {number(item['step'])}",
         }
         for item in rows(run.manifest or {}, "diagnostics")
     ]
 
 
-def _title(name: str) -> str:
-    return plain(name)[:1].upper() + plain(name)[1:]
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _sentence(words: str) -> str:
+    return _capital(words) + ("" if not words or words.endswith((".", "!", "?", ":")) else ".")
 
 
 def samples(run: Artefacts) -> list[Sample]:
@@ -165,7 +171,8 @@ def engine(run: Artefacts) -> list[str]:
     notes = part(run.manifest, "engine")
     if not notes:
         return []
-    sharing, reason, difference = (notes.get(key) for key in ("sharing", "reason", "difference"))
+    keys = ("sharing", "reason", "difference", "precision")
+    sharing, reason, difference, precision = (notes.get(key) for key in keys)
     ways = {
         "trees": "Completions were packed as trees: a prefix that several of them share was "
         "computed once.",
@@ -173,12 +180,14 @@ def engine(run: Artefacts) -> list[str]:
     }
     found = [ways.get(str(sharing), f"Completions were scored as: {plain(str(sharing))}.")]
     if reason:
-        found.append(f"Why: {reason}")
+        found.append(_sentence(f"Why: {reason}"))
     if difference is not None:
         found.append(
             "The first batch was scored both ways; they differ by at most "
             f"{number(difference)} nats a token."
         )
+    if precision:
+        found.append(f"Precision: {precision}.")
     return found
 
 
@@ -213,32 +222,30 @@ def recipe(run: Artefacts) -> Table | None:
     return Table("Every setting and where it came from", ("setting", "value", "origin"), found)
 
 
-def fingerprints(run: Artefacts) -> list[Table]:
-    """What exactly was used: contents by hash, software by version."""
+def fingerprints(run: Artefacts) -> Table | None:
+    """What exactly was used and made: contents by hash."""
     manifest = run.manifest or {}
     hashes = [
-        (label, str(value))
-        for label, value in (
-            ("policy, as trained", part(manifest, "policy").get("fingerprint")),
-            ("reference", part(manifest, "reference").get("fingerprint")),
-            ("tokenizer", part(manifest, "tokenizer").get("fingerprint")),
-        )
-        if value
+        ("policy, before training", part(manifest, "policy").get("fingerprint")),
+        ("policy, after training", part(manifest, "result").get("fingerprint")),
+        ("reference", part(manifest, "reference").get("fingerprint")),
+        ("tokenizer", part(manifest, "tokenizer").get("fingerprint")),
     ]
     for key in ("train", "eval"):
-        for item in rows(part(manifest, "data", key), "files"):
-            hashes.append((str(item.get("path", "")), str(item.get("sha256", ""))))
-    versions = {"prefopt": manifest.get("prefopt"), **part(manifest, "versions")}
-    used = [(name, str(version)) for name, version in versions.items() if version]
-    found = [
-        Table("Fingerprints of what was used", ("what", "fingerprint"), tuple(hashes)),
-        Table("Versions", ("software", "version"), tuple(used)),
-    ]
-    return [table for table in found if table.rows]
+        files = rows(part(manifest, "data", key), "files")
+        hashes += [(str(item.get("path", "")), item.get("sha256")) for item in files]
+    found = tuple((what, str(value)) for what, value in hashes if value)
+    return Table("Contents by hash", ("what", "fingerprint"), found) if found else None
 
 
-def command(run: Artefacts) -> str:
+def versions(run: Artefacts) -> Table | None:
+    manifest = run.manifest or {}
+    named = {"prefopt": manifest.get("prefopt"), **part(manifest, "versions")}
+    found = tuple((name, str(version)) for name, version in named.items() if version)
+    return Table("Software", ("name", "version"), found) if found else None
+
+
+def command(run: Artefacts) -> list[str]:
+    """The words of the command, quoted for a shell."""
     words = (run.manifest or {}).get("command")
-    if isinstance(words, str):
-        return words
-    return shlex.join(str(word) for word in words) if isinstance(words, list) else ""
+    return [shlex.quote(str(word)) for word in words] if isinstance(words, list) else []

@@ -151,7 +151,7 @@ def _draw_panel(panel: Panel, run: Artefacts) -> Plot | None:
         axes.set_xlabel("step")
         spoken = "; ".join(f"{label} {words}".strip() for label, _, words in summary)
         svg = _to_svg(figure, panel.name, f"{panel.title} by step: {spoken}")
-    return Plot(panel.title, panel.note, svg, tuple(summary), paired=len(panel.lines) > 1)
+    return Plot(panel.title, panel.note, svg, tuple(summary), paired=len(summary) > 1)
 
 
 def _summary(train: Series, evals: Series, *, exact: bool) -> str:

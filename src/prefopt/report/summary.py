@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefopt.report.artefacts import Artefacts
@@ -45,12 +45,10 @@ def status(run: Artefacts) -> Status:
 def headline(run: Artefacts) -> list[str]:
     """The run in one to three sentences: on what, to what effect, and is it preferred."""
     sentences = [_trained_on(run)]
-    if reached := accuracy(run):
-        kind, first, last = reached
-        sentences.append(f"Accuracy on {kind} comparisons {_went(first, last)}.")
-    elif reached := loss(run):
-        kind, first, last = reached
-        sentences.append(f"The {kind} loss went from {number(first)} to {number(last)}.")
+    if reached := course(run, "accuracy"):
+        sentences.append(f"Accuracy on {reached.kind} comparisons {_went(reached, share)}.")
+    elif reached := course(run, "loss"):
+        sentences.append(f"The {reached.kind} loss {_went(reached, number)}.")
     if win := win_rate(run):
         sentences.append(_win_sentence(*win, opponent(run)))
     return sentences
@@ -70,10 +68,13 @@ def _trained_on(run: Artefacts) -> str:
     return " ".join([*what, files or "its data"]) if files or count else f"{name} run"
 
 
-def _went(first: float, last: float) -> str:
-    if share(first) == share(last):
-        return f"stayed at {share(last)}"
-    return f"{'rose' if last > first else 'fell'} from {share(first)} to {share(last)}"
+def _went(reached: Course, spell: Callable[[float], str]) -> str:
+    last = spell(reached.last)
+    if reached.first is None:
+        return f"is {last} at the end"
+    if spell(reached.first) == last:
+        return f"stayed at {last}"
+    return f"{'rose' if reached.last > reached.first else 'fell'} {reached.origin(spell)} to {last}"
 
 
 def _win_sentence(rate: float, interval: tuple[float, float] | None, against: str) -> str:
@@ -132,21 +133,37 @@ def opponent(run: Artefacts) -> str:
     return str((run.evaluation or {}).get("opponent") or "the reference")
 
 
-def accuracy(run: Artefacts) -> tuple[str, float, float] | None:
-    return _course(run, "accuracy")
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Where a metric was and where it ended.
+
+    Attributes:
+        kind: "held-out" where there is evaluation data, else "training".
+        first: its earlier value; None if it was evaluated only once.
+        since: the step of that value where that is not the start, in words.
+        last: its value at the end.
+    """
+
+    kind: str
+    first: float | None
+    since: str
+    last: float
+
+    def origin(self, spell: Callable[[float], str]) -> str:
+        return "" if self.first is None else f"from {spell(self.first)}{self.since}"
 
 
-def loss(run: Artefacts) -> tuple[str, float, float] | None:
-    return _course(run, "loss")
-
-
-def _course(run: Artefacts, metric: str) -> tuple[str, float, float] | None:
-    """(on what, at first, at last): held-out values where there are any, else training's."""
+def course(run: Artefacts, metric: str) -> Course | None:
+    """The course of a metric, on held-out data rather than on what is trained on."""
     held_out = series(run.eval, metric)
-    if len(held_out) > 1:
-        return "held-out", held_out.values[0], held_out.values[-1]
+    if len(held_out) == 1:
+        return Course("held-out", None, "", held_out.values[0])
+    if held_out:
+        start = held_out.steps[0]
+        since = f" at step {number(start)}" if start else ""
+        return Course("held-out", held_out.values[0], since, held_out.values[-1])
     reached = ends(series(run.train, metric))
-    return None if reached is None else ("training", *reached)
+    return None if reached is None else Course("training", reached[0], "", reached[1])
 
 
 def tiles(run: Artefacts) -> list[Tile]:
@@ -156,9 +173,8 @@ def tiles(run: Artefacts) -> list[Tile]:
         rate, interval = win
         note = f"95 % interval {share(interval[0])} to {share(interval[1])}" if interval else ""
         found.append(Tile("Win rate", share(rate), note))
-    if reached := accuracy(run):
-        kind, first, last = reached
-        found.append(Tile("Accuracy", share(last), f"{kind}, from {share(first)}"))
+    if reached := course(run, "accuracy"):
+        found.append(_course_tile("Accuracy", reached, share))
     evaluation = run.evaluation or {}
     before, after = evaluation.get("reward_before"), evaluation.get("reward_after")
     if after is not None:
@@ -167,12 +183,16 @@ def tiles(run: Artefacts) -> list[Tile]:
         )
     if (kl := evaluation.get("kl")) is not None:
         found.append(Tile("KL", number(kl), "nats a completion, to the reference"))
-    if reached := loss(run):
-        kind, first, last = reached
-        found.append(Tile("Loss", number(last), f"{kind}, from {number(first)}"))
+    if reached := course(run, "loss"):
+        found.append(_course_tile("Loss", reached, number))
     if run.train and (speed := _speed(run)):
         found.append(speed)
     return found
+
+
+def _course_tile(label: str, reached: Course, spell: Callable[[float], str]) -> Tile:
+    note = ", ".join(part for part in (reached.kind, reached.origin(spell)) if part)
+    return Tile(label, spell(reached.last), note)
 
 
 def _speed(run: Artefacts) -> Tile | None:
