@@ -1,0 +1,5 @@
+"""The `prefopt` command: one verb a stage."""
+
+from prefopt.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,174 @@
+"""The command line: which verbs there are, what they return, and how failures end.
+
+Every command is loaded when it is called, so that `prefopt --help` is quick. Exit codes:
+0 done, 1 failed while running, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from typing import Annotated, NoReturn
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import (
+    CycloptsError,
+    MissingArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from prefopt import __version__
+from prefopt.cli.outcome import Outcome, UsageError, print_json, show, show_error
+from prefopt.errors import PrefoptError
+
+#: verb, where it lives, and what it does in one line
+COMMANDS = (
+    ("demo", "prefopt.cli.demo:demo", "Train and measure on a small generated world, end to end."),
+    ("check", "prefopt.cli.check:check", "Read preferences and say what is wrong with them."),
+    ("train", "prefopt.cli.train:train", "Train a policy on preferences."),
+    ("score", "prefopt.cli.score:score", "Measure how a policy ranks compared completions."),
+    ("sample", "prefopt.cli.sample:sample", "Let a policy answer prompts."),
+    ("report", "prefopt.cli.artefacts:report", "Write the page that shows a run."),
+    ("export", "prefopt.cli.artefacts:export", "Write a plain model folder, adapters merged."),
+)
+
+HELP = """Preferences in, a preferred policy out.
+
+Start with `prefopt demo`; then give your own file: `prefopt check pairs.jsonl`,
+`prefopt train --model FOLDER --data pairs.jsonl --out runs/first`.
+
+Results go to stdout, progress and errors to stderr.
+Exit codes: 0 done, 1 failed while running, 2 wrong input, 130 interrupted.
+"""
+
+app = App(
+    name="prefopt",
+    help=HELP,
+    help_format="markdown",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=()),
+)
+for _order, (_name, _path, _help) in enumerate(COMMANDS):
+    app.command(_path, name=_name, help=_help, sort_key=_order)
+app.meta.suppress_keyboard_interrupt = False
+
+
+@app.meta.default
+def _session(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    json: Annotated[bool, Parameter(show_default=False)] = False,
+) -> Outcome | None:
+    """Run a command.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object on stdout instead of text; errors too.
+    """
+    outcome: Outcome | None = app(
+        tokens, exit_on_error=False, print_error=False, result_action="return_value"
+    )
+    if outcome is None and json and not {"-h", "--help", "--version"} & set(tokens):
+        raise UsageError("no command was given", remedy="prefopt --help lists the commands")
+    return outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The `prefopt` command; always leaves through `SystemExit`."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing is raised for a user's mistake."""
+    as_json = "--json" in arguments
+    try:
+        for verb in {name for name, *_ in COMMANDS} & set(arguments[:2]):
+            app[verb].help = None  # its own page starts with its whole docstring, not one line
+        # Whatever a library prints must not mix with the one object on stdout.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            outcome: Outcome | None = app.meta(
+                list(arguments),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
+        if outcome is None:
+            return 0
+        show(outcome, as_json=as_json)
+        return outcome.exit_code
+    except KeyboardInterrupt:
+        return _interrupted(as_json)
+    except CycloptsError as error:
+        return _failed(_usage(error), as_json)
+    except PrefoptError as error:
+        return _failed(error, as_json)
+    except BrokenPipeError:
+        # Whoever read stdout has left; nothing can be said there, nor at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _unexpected(error, as_json)
+
+
+def _failed(error: PrefoptError, as_json: bool) -> int:
+    _traceback_if_asked()
+    show_error(error, as_json=as_json)
+    return error.exit_code
+
+
+def _unexpected(error: Exception, as_json: bool) -> int:
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    asked = _traceback_if_asked()
+    remedy = None if asked else "set PREFOPT_DEBUG=1 and run it again to see the traceback"
+    wrapped = PrefoptError(f"unexpected {type(error).__name__}: {first}", remedy=remedy)
+    if as_json:
+        print_json({"error": {**wrapped.to_dict(), "type": type(error).__name__}})
+    else:
+        show_error(wrapped, as_json=False)
+    return 1
+
+
+def _interrupted(as_json: bool) -> int:
+    _traceback_if_asked()
+    stop = UsageError("interrupted", remedy="run the same command again to continue a training")
+    if as_json:
+        print_json({"error": {**stop.to_dict(), "type": "KeyboardInterrupt"}})
+    else:
+        show_error(stop, as_json=False)
+    return 130
+
+
+def _traceback_if_asked() -> bool:
+    asked = os.environ.get("PREFOPT_DEBUG", "") not in ("", "0")
+    if asked:
+        import traceback
+
+        traceback.print_exc(file=sys.stderr)
+    return asked
+
+
+def _usage(error: CycloptsError) -> UsageError:
+    """cyclopts' own refusal in our form, with the help page to look at."""
+    chain = " ".join(("prefopt", *(error.command_chain or ())))
+    message, remedy = str(error).strip(), f"{chain} --help lists what it takes"
+    argument = error.argument
+    option = argument.name if argument is not None else None
+    value = next((t.value for t in argument.tokens if t.value), None) if argument else None
+    if isinstance(error, MissingArgumentError):
+        option = error.keyword or option
+        message = "needs a value" if error.keyword else "is missing"
+    elif isinstance(error, UnknownOptionError):
+        option = error.token.keyword or error.token.value
+    elif isinstance(error, UnusedCliTokensError):
+        message, value = (
+            "more was given than the command takes",
+            " ".join(error.unused_tokens or ()),
+        )
+    elif option in ("--objective", "--adapter"):
+        message = "alone sets nothing"
+        remedy = f"name it with {option}.name {value}; its options look the same: {option}.…"
+    return UsageError(message, field=option, value=value, remedy=remedy)
