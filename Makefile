@@ -50,8 +50,8 @@ format: setup  ## rewrite the files as `check` wants them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-bench  ## speed and memory beside TRL and a plain padded loop
-	@$(BIN)/python benchmarks/versus.py $(ARGS)
+bench: $(VENV)/.installed-bench  ## speed and memory beside TRL and a plain padded loop (ROWS=hh.jsonl.gz)
+	@$(BIN)/python benchmarks/versus.py $(if $(ROWS),--rows $(ROWS)) $(ARGS)
 
 clean:  ## remove the environment and every cache (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
