@@ -4,4 +4,13 @@ from prefopt.objectives.pairwise import dpo, ipo, sft
 from prefopt.objectives.registry import OBJECTIVES, Objective, find_objective
 from prefopt.objectives.scores import Comparisons, Scores
 
-__all__ = ["OBJECTIVES", "Comparisons", "Objective", "Scores", "dpo", "find_objective", "ipo", "sft"]
+__all__ = [
+    "OBJECTIVES",
+    "Comparisons",
+    "Objective",
+    "Scores",
+    "dpo",
+    "find_objective",
+    "ipo",
+    "sft",
+]
