@@ -26,6 +26,8 @@ import torch
 from torch import nn
 
 from prefopt.errors import RunError
+from prefopt.policies.adapters import has_adapter
+from prefopt.policies.load import Policy
 from prefopt.runs import atomic_folder, write_text
 from prefopt.training.loop import State
 
@@ -121,6 +123,15 @@ def _trainable_only() -> Any:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(ignore_frozen_params=True)
+
+
+def save_model(policy: Policy, folder: Path) -> None:
+    """Write a policy as `load_policy` reads it: a model, or an adapter that names its base."""
+    # PEFT would ask a hub whether the vocabulary has changed; it never does here.
+    further: dict[str, Any] = {"save_embedding_layers": False} if has_adapter(policy.model) else {}
+    policy.model.save_pretrained(folder, **further)
+    if policy.tokenizer is not None:
+        policy.tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -6,8 +6,6 @@ option exists, that a setting has an effect, that the device can do what is aske
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +16,7 @@ from torch import Tensor
 
 from prefopt.engine.cache import ScoreCache
 from prefopt.engine.logps import Scorer
-from prefopt.engine.tokens import Encoder, TokenGroup
-from prefopt.errors import DataError, RecipeError
+from prefopt.errors import RecipeError
 from prefopt.objectives.registry import Objective, find_objective
 from prefopt.objectives.scores import Comparisons, Scores
 from prefopt.policies.adapters import adapter_off, attach_adapter, has_adapter, train_adapter
@@ -28,8 +25,7 @@ from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenize
 from prefopt.policies.load import Policy
 from prefopt.policies.reference import frozen_copy, load_reference
 from prefopt.recipe import Recipe, ResolvedRecipe, check_reference
-from prefopt.records import Group
-from prefopt.training.batches import Examples, Step, as_read, in_order, plan
+from prefopt.training.examples import Prepared
 from prefopt.training.loop import Job
 from prefopt.training.optimizer import make_optimizer, rate_at
 from prefopt.training.references import (
@@ -38,6 +34,7 @@ from prefopt.training.references import (
     cache_key,
     each_step,
     from_cache,
+    initial_weights_gone,
     no_reference,
     score_examples,
 )
@@ -134,6 +131,7 @@ def make_learner(
     Raises:
         RecipeError, PolicyError: what is asked cannot be done with this model or device.
     """
+    policy.model.eval()
     precision = choose_precision(recipe.precision, policy.device)
     fingerprint = fingerprint_model(policy.model)
     fresh_adapter = recipe.adapter is not None
@@ -175,101 +173,6 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
             remedy="set precision: auto or fp32; on a CPU fp32 is the fast one",
         )
     return "bf16" if able and wanted != "fp32" else "fp32"
-
-
-# -- data ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Prepared:
-    """Data as the objective reads it, its plan, and what became of it on the way.
-
-    Attributes:
-        examples: the groups.
-        steps: the plan over them.
-        counts: groups, comparisons, completions and tokens that are left, and what was
-            skipped or cut, as the manifest has it.
-        fingerprint: digest of tokens, comparisons and sources.
-    """
-
-    examples: Examples
-    steps: list[Step]
-    counts: dict[str, Any]
-    fingerprint: str
-
-
-def prepare_data(
-    learner: Learner,
-    groups: Iterable[Group],
-    *,
-    training: bool,
-    shares: Mapping[str, float] | None = None,
-) -> Prepared:
-    """Tokenise groups, keep what the objective reads, and plan the steps.
-
-    Args:
-        learner: whose tokenizer and recipe decide.
-        groups: read once.
-        training: plan shuffled epochs; otherwise one pass in order, as an evaluation does.
-        shares: of the sources, by name.
-
-    Raises:
-        DataError: a row is refused, or nothing is left to learn from.
-    """
-    recipe, policy = learner.recipe, learner.policy
-    encoder = Encoder(
-        policy.tokenizer,
-        end_of_turn=policy.end_of_turn,
-        max_length=_max_length(recipe, policy),
-        too_long=recipe.too_long,
-        on_error=recipe.on_error,
-    )
-    kept: list[TokenGroup] = []
-    unread: Counter[str] = Counter()
-    for group in encoder(groups):
-        part = as_read(group, learner.objective)
-        if part is None:
-            unread[f"nothing_for_{learner.objective.name}"] += 1
-        else:
-            kept.append(part)
-    skipped = dict(encoder.report.skipped + unread)
-    if not kept:
-        raise DataError(
-            f"the {'data' if training else 'eval_data'} has nothing for objective "
-            f"'{learner.objective.name}' to learn from",
-            kind="nothing_to_learn",
-            field="data" if training else "eval_data",
-            value=skipped or None,
-            remedy="look at what was skipped with `prefopt check`"
-            if skipped
-            else "check that the file has rows",
-        )
-    pieces = {"batch_size": recipe.batch_size, "microbatch_tokens": recipe.microbatch_tokens}
-    if training:
-        steps = plan(
-            kept,
-            epochs=recipe.epochs,
-            max_steps=recipe.max_steps,
-            seed=recipe.seed,
-            shares=shares,
-            **pieces,
-        )
-    else:
-        steps = in_order(kept, **pieces)
-    counts = {**_counts(kept), "skipped": skipped, "cut": dict(encoder.report.cut)}
-    return Prepared(Examples(kept), steps, counts, fingerprint_groups(kept))
-
-
-def fingerprint_groups(groups: Iterable[TokenGroup]) -> str:
-    """Digest of everything in token groups that training reads."""
-    digest = hashlib.sha256()
-    for group in groups:
-        digest.update(f"{group.source!r} {group.comparisons!r} {len(group.prompt)}".encode())
-        digest.update(group.prompt.tobytes())
-        for ids in group.completions:
-            digest.update(len(ids).to_bytes(8, "little"))
-            digest.update(ids.tobytes())
-    return f"sha256:{digest.hexdigest()}"
 
 
 # -- the job -------------------------------------------------------------------------------
@@ -325,10 +228,15 @@ def make_job(learner: Learner, data: Prepared, evaluation: Prepared | None = Non
 
 
 def make_lasting(learner: Learner) -> FrozenScorer:
-    """A reference that stays right while the policy is trained: a frozen copy if need be."""
+    """A reference that stays right while the policy is trained: a frozen copy if need be.
+
+    Raises:
+        TrainingError: the policy has been trained already, and no copy was made before.
+    """
     reference = learner.reference
     assert reference is not None
-    assert reference.score is not None
+    if reference.score is None:
+        raise initial_weights_gone()
     if not reference.lasting:
         copy = frozen_copy(learner.policy)
         scorer = Scorer(copy.model, sharing=learner.recipe.sharing, precision=learner.precision)
@@ -356,29 +264,6 @@ def _find_reference(learner: Learner, given: Policy | None, fresh_adapter: bool)
     other = given or load_reference(model_folder(recipe.reference), learner.policy)
     scorer = Scorer(other.model, sharing=recipe.sharing, precision=learner.precision)
     return Reference(other.name, fingerprint_model(other.model), FrozenScorer(scorer), lasting=True)
-
-
-def _max_length(recipe: Recipe, policy: Policy) -> int | None:
-    limit = policy.max_length
-    if recipe.max_length is not None and limit is not None and recipe.max_length > limit:
-        raise RecipeError(
-            f"max_length is more than the {limit} tokens that the model was made for",
-            field="max_length",
-            value=recipe.max_length,
-            remedy=f"set it to {limit} or less",
-        )
-    return recipe.max_length or limit
-
-
-def _counts(groups: list[TokenGroup]) -> dict[str, int]:
-    return {
-        "groups": len(groups),
-        "comparisons": sum(len(group.comparisons) for group in groups),
-        "completions": sum(len(group.completions) for group in groups),
-        "tokens": sum(
-            len(group.prompt) + sum(len(ids) for ids in group.completions) for group in groups
-        ),
-    }
 
 
 def _check_option_types(options: Mapping[str, Any], objective: Objective) -> None:

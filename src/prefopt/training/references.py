@@ -60,6 +60,14 @@ def cache_key(model: str, tokenizer: str, precision: str) -> str:
     return hashlib.sha256(f"{model} {tokenizer} {precision}".encode()).hexdigest()
 
 
+def initial_weights_gone() -> TrainingError:
+    """The reference is the policy as it started, and it is not that any more."""
+    return TrainingError(
+        "the reference is the policy as it started, whose weights are gone: it has been trained",
+        remedy="give ref_model=copy.deepcopy(model) when the trainer is made",
+    )
+
+
 def score_examples(
     examples: Examples,
     steps: Iterable[Step],
@@ -94,10 +102,7 @@ def score_examples(
             logps = cache.get(key, groups)
             if logps is None:
                 if score is None:
-                    raise TrainingError(
-                        "the initial weights are gone, and these groups were not scored with them",
-                        remedy="give ref_model=copy.deepcopy(model) when the trainer is made",
-                    )
+                    raise initial_weights_gone()
                 logps = score(groups).double().cpu()
                 cache.put(key, groups, logps)
                 computed += len(groups)

@@ -20,22 +20,20 @@ from typing import Any
 from prefopt import __version__
 from prefopt.data.formats import read_groups
 from prefopt.errors import RunError
-from prefopt.policies.adapters import has_adapter
 from prefopt.policies.export import model_folder
 from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
 from prefopt.policies.load import load_policy
 from prefopt.recipe import ResolvedRecipe, Source
 from prefopt.runs import Run, atomic_folder, fingerprint_file, hardware, versions
-from prefopt.training.checkpoint import Checkpoints
+from prefopt.training.checkpoint import Checkpoints, save_model
 from prefopt.training.diagnostics import diagnose
 from prefopt.training.display import Display, note_of
+from prefopt.training.examples import Prepared, prepare_data
 from prefopt.training.loop import Job, Record, State, fit
 from prefopt.training.prepare import (
     Learner,
-    Prepared,
     make_job,
     make_learner,
-    prepare_data,
     score_reference,
     settle,
 )
@@ -188,15 +186,11 @@ def _restore(run: Run, checkpoints: Checkpoints, job: Job, learner: Learner) -> 
 
 def _finish(run: Run, learner: Learner, manifest: dict[str, Any]) -> TrainResult:
     """Save the model, write the manifest last, and clear away what only a resume needs."""
-    model, tokenizer = learner.policy.model, learner.policy.tokenizer
     for leftover in run.folder.glob(".model.*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with atomic_folder(run.model) as part:
-        # PEFT would ask a hub whether the vocabulary has changed; it never does here.
-        further: dict[str, Any] = {"save_embedding_layers": False} if has_adapter(model) else {}
-        model.save_pretrained(part, **further)
-        tokenizer.save_pretrained(part)
-    manifest["result"]["fingerprint"] = fingerprint_model(model)
+        save_model(learner.policy, part)
+    manifest["result"]["fingerprint"] = fingerprint_model(learner.policy.model)
     run.write_json(run.manifest, manifest)
     for path in run.checkpoints.glob("step-*"):
         shutil.rmtree(path)
@@ -245,7 +239,12 @@ def _load(
     ]
     shares = {str(source.name): source.share for source in sources if source.share is not None}
     prepared = prepare_data(
-        learner, chain.from_iterable(readers), training=training, shares=shares or None
+        learner.policy,
+        recipe,
+        learner.objective,
+        chain.from_iterable(readers),
+        training=training,
+        shares=shares or None,
     )
     skipped = Counter(prepared.counts["skipped"])
     for reader in readers:
