@@ -10,99 +10,15 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from prefopt.data.files import Paths
 from prefopt.data.formats import GroupReader
+from prefopt.data.kinds import KINDS
 from prefopt.data.merging import with_votes_counted
 from prefopt.data.pairs import Edges
 from prefopt.errors import DataError
 from prefopt.records import Group, Origin
-
-Level = Literal["error", "warning", "note"]
-
-#: kind → (level, what it means, what to do). Errors are what training would refuse.
-KINDS: dict[str, tuple[Level, str, str]] = {
-    "unreadable_file": (
-        "error", "a file cannot be read to its end",
-        "fetch or write the file again; it may be cut short or damaged",
-    ),
-    "empty_file": (
-        "error", "a file has no rows", "remove the file, or write it again",
-    ),
-    "unreadable_row": (
-        "error", "a row is not a JSON object in UTF-8",
-        "write one JSON object a line, in UTF-8",
-    ),
-    "unknown_layout": (
-        "error", "the columns of a row fit no known layout",
-        "rename the columns to prompt, chosen and rejected, or name the layout",
-    ),
-    "mixed_layout": (
-        "error", "a row has another layout than the rows before it",
-        "put rows of different layouts into different files",
-    ),
-    "missing_field": (
-        "error", "a column is missing or null", "give the column in every row",
-    ),
-    "wrong_type": (
-        "error", "a column holds another type than it should", "correct the rows",
-    ),
-    "out_of_range": (
-        "error", "a number, an index or a choice is outside its range", "correct the rows",
-    ),
-    "wrong_role": (
-        "error", "a turn is not by whom it should be",
-        "end prompts before the assistant's turn, and use the roles system, user, assistant, tool",
-    ),
-    "unsupported_media": (
-        "error", "a row has images, audio or tools, which would be left out of the prompt",
-        "remove these rows",
-    ),
-    "empty_prompt": (
-        "error", "a prompt is empty", "give a prompt, or remove the rows",
-    ),
-    "empty_completion": (
-        "error", "a completion is empty: a policy trained on it learns to say nothing",
-        "remove the rows",
-    ),
-    "several_turns": (
-        "error", "a completion has several turns",
-        "move the earlier turns to the prompt; a comparison is about the last one",
-    ),
-    "prompt_mismatch": (
-        "error", "the two sides of a pair do not share their prompt",
-        "correct or remove the rows, or give the prompt in a column of its own",
-    ),
-    "identical_sides": (
-        "error", "a completion is compared with itself",
-        "remove the rows: they say nothing about what is better",
-    ),
-    "score_order": (
-        "error", "the chosen completion has the lower score",
-        "swap the sides, or rename the score columns if lower is better",
-    ),
-    "contradiction": (
-        "warning", "the same two completions are preferred both ways",
-        "decide, or write the share of votes as `probability` of a single row",
-    ),
-    "duplicate_pair": (
-        "warning", "the same comparison occurs again and counts again",
-        "remove the repetitions, unless they are separate judgements",
-    ),
-    "role_marker": (
-        "warning", "a completion contains a role marker, so the policy learns to write both sides",
-        "cut the completions before the marker, or remove the rows",
-    ),
-    "prompt_repeated": (
-        "warning", "a completion begins with its own prompt, which would be seen twice",
-        "remove the prompt from the completions",
-    ),
-    "no_comparison": (
-        "note", "a row's completions are all equally good, so it gives no comparison",
-        "nothing to do; such rows are not trained on",
-    ),
-}  # fmt: skip
 
 _ROLE_MARKER = re.compile(
     r"(?:^|\s)(?:Human|Assistant|User):(?=\s|$)"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from prefopt.data.files import Row
+from prefopt.data.kinds import KINDS
 from prefopt.errors import DataError
 from prefopt.records import Message, Prompt
 
@@ -34,8 +35,8 @@ _MEDIA = frozenset(("image", "images", "audio", "audios", "video", "videos", "to
 
 
 def refuse(kind: str, message: str, field: str | None = None, **place: Any) -> NoReturn:
-    """Raise the `DataError` of one row."""
-    raise DataError(message, kind=kind, field=field, **place)
+    """Raise the `DataError` of one row, with the usual remedy of its kind if none is given."""
+    raise DataError(message, **{"kind": kind, "field": field, "remedy": KINDS[kind][2], **place})
 
 
 def refuse_media(row: Mapping[str, Any]) -> None:
@@ -77,10 +78,14 @@ def number(value: Any, field: str, low: float = -math.inf, high: float = math.in
     """A finite number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         refuse("wrong_type", f"must be a number, not {_type(value)}", field, value=value)
-    if not math.isfinite(value) or not low <= value <= high:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        number = math.inf
+    if not math.isfinite(number) or not low <= number <= high:
         limits = f" between {low:g} and {high:g}" if math.isfinite(low) else ""
         refuse("out_of_range", f"must be a finite number{limits}", field, value=value)
-    return float(value)
+    return number
 
 
 def items(value: Any, field: str) -> Sequence[Any]:
@@ -151,7 +156,6 @@ def open_conversation(turns: tuple[Message, ...], field: str) -> tuple[Message, 
             "the prompt ends with an assistant turn, so it is not the model's turn to speak",
             field,
             value=turns[-1].content,
-            remedy="end the prompt with the turn that is to be answered",
         )
     return turns
 
@@ -171,7 +175,6 @@ def completion(value: Any, field: str) -> str:
             f"a completion is one assistant turn, here are {len(turns)}",
             field,
             value=[turn.role for turn in turns],
-            remedy="move the earlier turns to the prompt; the comparison is about the last one",
         )
     if turns and turns[0].role != "assistant":
         refuse("wrong_role", f"a completion is the assistant's, not the {turns[0].role}'s", field)
@@ -185,7 +188,6 @@ def answer(value: str, field: str) -> str:
             "empty_completion",
             "the completion is empty",
             field,
-            remedy="remove the row: a policy trained on it learns to say nothing",
         )
     return value
 
@@ -198,7 +200,6 @@ def distinct(first: str, second: str, field: str) -> None:
             "both sides of the comparison are the same text",
             field,
             value=first,
-            remedy="remove the row: it says nothing about what is better",
         )
 
 
@@ -220,7 +221,6 @@ def _content(value: Any, field: str) -> str:
                     "a turn has parts that are not text",
                     field,
                     value=part,
-                    remedy="remove the rows with images or audio",
                 )
         return "".join(part["text"] for part in value)
     return text(value, field)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from prefopt.data.kinds import KINDS
 from prefopt.errors import DataError, MissingExtraError
 
 Row = dict[str, Any]
@@ -40,7 +41,9 @@ def find_files(path: Paths) -> list[str]:
         return _files_of(str(path))
     files = [file for part in path for file in _files_of(str(part))]
     if not files:
-        raise DataError("the list of files is empty", kind="unreadable_file")
+        raise DataError(
+            "the list of files is empty", kind="unreadable_file", remedy="name at least one file"
+        )
     seen: set[str] = set()
     for file in files:
         name = os.path.realpath(file)
@@ -73,7 +76,7 @@ def stream_rows(file: str) -> Rows:
         raise DataError(
             f"the file cannot be read{after}: {_reason(error)}",
             kind="unreadable_file",
-            remedy="fetch or write the file again; it may be cut short or damaged",
+            remedy=KINDS["unreadable_file"][2],
         ) from error
 
 
@@ -211,7 +214,7 @@ def _parsed(line: bytes) -> Row | DataError:
             else f"the row is not valid JSON: {error}",
             kind="unreadable_row",
             value=line.decode("utf-8", "replace").rstrip("\n"),
-            remedy="one JSON object a line, in UTF-8",
+            remedy=KINDS["unreadable_row"][2],
         )
     return _object(row)
 
@@ -223,6 +226,7 @@ def _object(row: Any) -> Row | DataError:
         f"a row must be an object with named columns, not {type(row).__name__}",
         kind="unreadable_row",
         value=row,
+        remedy=KINDS["unreadable_row"][2],
     )
 
 

@@ -7,11 +7,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from prefopt.data.files import Paths, Row, find_files, stream_rows
+from prefopt.data.kinds import KINDS
 from prefopt.data.layouts import Layout, find_layout, recognise
 from prefopt.data.merging import Plan, own_key
 from prefopt.data.pairs import Edges
@@ -109,7 +111,7 @@ class GroupReader:
                         DataError(
                             "the file has no rows",
                             kind="empty_file",
-                            remedy="check whether it was written to the end",
+                            remedy=KINDS["empty_file"][2],
                         ),
                         file,
                         None,
@@ -174,7 +176,7 @@ def _unless_mixed(error: DataError, row: Row, layout: Layout) -> DataError:
         f"the row has layout '{other.name}' and those before it '{layout.name}'",
         kind="mixed_layout",
         value=sorted(row),
-        remedy="put rows of different layouts into different files",
+        remedy=KINDS["mixed_layout"][2],
     )
 
 
@@ -219,7 +221,7 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
             os.fsync(raw.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if isinstance(error, RunError | MissingExtraError):
+        if isinstance(error, RunError):  # of whatever the groups come from
             raise
         raise RunError(
             f"the file cannot be written: {error.strerror or error}",
@@ -227,7 +229,8 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
             remedy="check the folder, its permissions and the free space",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return count
 
 

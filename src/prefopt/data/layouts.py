@@ -146,7 +146,7 @@ def _own_item(item: Any, name: str, types: dict[str, set[Any]]) -> Row:
                 name,
                 value=value,
             )
-        if isinstance(value, float):
+        if type(value) in _NUMBER:
             fields.number(value, f"{name}.{part}")
     return kept
 
@@ -176,7 +176,6 @@ def _demonstration(row: Row, edges: Edges) -> Draft:
             "mixed_layout",
             "the row has a label and those before it had none",
             "label",
-            remedy="put labelled and unlabelled rows into different files",
         )
     fields.refuse_media(row)
     completion = fields.completion(fields.required(row, "completion"), "completion")

@@ -49,7 +49,7 @@ class Plan:
             DataError: there are not as many rows as there were.
         """
         waiting: dict[int, list[Group]] = {}
-        for number, row in zip_longest(self.group.tolist(), rows):
+        for number, row in zip_longest(map(int, self.group), rows):
             if number is None or row is None:
                 raise DataError(
                     "the files changed while they were read",

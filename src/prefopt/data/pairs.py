@@ -63,7 +63,6 @@ def implicit(row: Row, edges: Edges) -> Draft:
             refuse(
                 "mixed_layout",
                 "the row is a Human/Assistant transcript and those before it were not",
-                remedy="put rows of different layouts into different files",
             )
         fields.answer(chosen, "chosen"), fields.answer(rejected, "rejected")
         fields.distinct(chosen, rejected, "rejected")
@@ -229,7 +228,6 @@ def _last_turn(text: str, field: str) -> tuple[str, str]:
             "the transcript goes on with a human turn after the last assistant turn",
             field,
             value=answer,
-            remedy="end the transcript with the assistant turn that is compared",
         )
     return prompt, answer.strip()
 
