@@ -120,6 +120,8 @@ EVALUATION = {
     "reward_after": 1.84,
     "kl": 4.21,
     "prompts": 200,
+    "ties": 0.035,
+    "kl_standard_error": 0.12,
 }
 
 
@@ -332,6 +334,8 @@ def test_a_win_is_claimed_only_if_the_interval_says_so(
 def test_counts_diagnostics_engine_fingerprints_and_command(page: Path) -> None:
     text = read(page).text
     for words in (
+        "on 200 prompts: 0.88 [0.84, 0.92]. Ties (4% of them) count half.",
+        "4.21 nats a completion, standard error 0.120",
         "1,130 groups, 1,204 comparisons, 2,291 completions, 181,204 tokens",
         "too long skipped training 12",
         "prompt start cut training 3",
@@ -384,6 +388,18 @@ def test_every_metric_has_its_curve(run: Path) -> None:
     assert "Loss by step: held-out 0.700 → 0.534" in labels
 
 
+@pytest.mark.parametrize(
+    ("rate", "ticks"),
+    [(1e-3, "0.0012 0.0018 0.0024 0.003"), (1e-6, "1.2e-6 1.8e-6 2.4e-6 3e-6")],
+)
+def test_small_values_keep_their_digits_on_the_axes(
+    tmp_path: Path, rate: float, ticks: str
+) -> None:
+    records = [{"kind": "train", "step": i, "learning_rate": rate * i} for i in (1, 2, 3)]
+    run = write_run(tmp_path / "run", metrics__jsonl=records)
+    assert f"step {ticks} up to" in read(build_report(run)).text
+
+
 def test_an_sft_run_has_no_words_about_preference(tmp_path: Path) -> None:
     records = [
         {"kind": "train", "step": i, "loss": 4 / i, "length_preferred": 9.0} for i in range(1, 9)
@@ -400,7 +416,9 @@ def test_an_sft_run_has_no_words_about_preference(tmp_path: Path) -> None:
     assert "SFT on 2,291 completions from" in reader.text
     assert "The training loss fell from 4.00 to 0.500." in reader.text
     assert "Nothing was flagged." in reader.text
-    assert "dispreferred" not in reader.text
+    assert "1,130 groups, 2,291 completions, 181,204 tokens" in reader.text
+    for word in ("dispreferred", "comparison", "evaluation", "smoothed"):
+        assert word not in reader.text
 
 
 # -- what may be missing, unfinished or broken ---------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefopt.report import details, figures, summary
 from prefopt.report.artefacts import Artefacts, read_artefacts
+from prefopt.report.series import SMOOTH_FROM
 from prefopt.runs import write_text
 
 
@@ -61,6 +62,8 @@ def _page(run: Artefacts) -> dict[str, Any]:
         "left_out": details.left_out(run),
         "curves": curves,
         "paired": any(plot.paired for plot in curves),
+        "smoothed": len(run.train) >= SMOOTH_FROM,
+        "evaluated": bool(run.eval),
         "finished": run.manifest is not None,
         "diagnostics": details.diagnostics(run),
         "samples": details.samples(run),

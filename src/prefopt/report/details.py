@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.report.artefacts import Artefacts
-from prefopt.report.reading import file_names, part, rows, setting
+from prefopt.report.reading import compared, file_names, part, rows, setting
 from prefopt.report.words import counted, duration, moment, number, parameters, plain
 
 #: rows of samples that are open on the page, and how many more fold out
@@ -61,7 +61,7 @@ def facts(run: Artefacts) -> list[Fact]:
         data = part(manifest, "data", key)
         if data:
             paths = tuple(str(item.get("path", "")) for item in rows(data, "files"))
-            found.append(Fact(term, paths, _counts(data)))
+            found.append(Fact(term, paths, _counts(run, data)))
     if not manifest and (names := file_names(run)):
         found.append(Fact("Trained on", tuple(names)))
     if hardware := part(manifest, "hardware"):
@@ -96,8 +96,8 @@ def _hardware(hardware: Mapping[str, Any]) -> Iterator[str]:
             yield str(value)
 
 
-def _counts(data: Mapping[str, Any]) -> str:
-    nouns = ("group", "comparison", "completion", "token")
+def _counts(run: Artefacts, data: Mapping[str, Any]) -> str:
+    nouns = dict.fromkeys(("group", compared(run), "completion", "token"))
     return ", ".join(counted(data[f"{n}s"], n) for n in nouns if f"{n}s" in data)
 
 
@@ -151,12 +151,17 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         change = "up" if after > before else "down" if after < before else "same"
     return Sample(
         prompt=_conversation(row.get("prompt")),
-        before=str(row.get("before", "")),
-        after=str(row.get("after", "")),
+        before=_continued(row.get("before")),
+        after=_continued(row.get("after")),
         reward_before="" if before is None else number(before),
         reward_after="" if after is None else number(after),
         change=change,
     )
+
+
+def _continued(text: Any) -> str:
+    """A completion; the one space by which it goes on from its prompt is not an indent."""
+    return "" if text is None else str(text).removeprefix(" ")
 
 
 def _conversation(prompt: Any) -> str:

@@ -249,8 +249,7 @@ def _tick(value: float, _: int | None = None) -> str:
     if size >= 1e4:
         return f"{value / 1e3:.4g}k".replace("-", "−")
     if 0 < size < 1e-3:
-        # no typographic minus in an exponent: 5e-7 is how the recipe writes it
-        return re.sub(r"e-0*", "e-", f"{value:.3g}" if "e" in f"{value:.3g}" else f"{value:.2e}")
+        return number(value)
     return f"{value:.4g}".replace("-", "−")
 
 
@@ -259,7 +258,8 @@ _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 # matplotlib's style sheet would apply to the whole page, not only to its own drawing
 _SHEET = re.compile(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", re.DOTALL)
 _COMMENT = re.compile(r"\s*<!--.*?-->", re.DOTALL)
-#: a hundredth of a point is enough for a line
+# a hundredth of a point is enough for a line; the text of a tick keeps its digits
+_PLACES = re.compile(r'\b(?:d|x|y|width|height|transform)="[^"]*"')
 _DIGITS = re.compile(r"(\d\.\d\d)\d+")
 _OPENING = re.compile(r"<svg[^>]*>", re.DOTALL)
 _FONT = re.compile(r"font: ([\d.]+)px [^;\"]*")
@@ -277,7 +277,7 @@ def _to_svg(figure: Figure, name: str, spoken: str) -> str:
     text = buffer.getvalue()
     for unwanted in (_HEAD, _METADATA, _SHEET, _COMMENT):
         text = unwanted.sub("", text)
-    text = _DIGITS.sub(r"\1", text)
+    text = _PLACES.sub(lambda match: _DIGITS.sub(r"\1", match[0]), text)
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None, "matplotlib writes a viewBox"
     label = html.escape(spoken, quote=True)

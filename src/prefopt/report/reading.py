@@ -32,6 +32,16 @@ def file_names(run: Artefacts) -> list[str]:
     return [PurePath(str(path)).name or str(path) for path in files]
 
 
+def objective(run: Artefacts) -> str:
+    """The name of the objective; empty if there is no recipe."""
+    return str(setting(run, "objective.name") or setting(run, "objective") or "")
+
+
+def compared(run: Artefacts) -> str:
+    """What one example of the objective is, as a noun: `sft` compares nothing."""
+    return "completion" if objective(run) == "sft" else "comparison"
+
+
 def setting(run: Artefacts, name: str) -> Any:
     """The value of one setting of the recipe; None if it has none."""
     found = run.recipe.get(name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefopt.report.artefacts import Artefacts
-from prefopt.report.reading import file_names, part, setting
+from prefopt.report.reading import compared, file_names, objective, part
 from prefopt.report.series import ends, series
 from prefopt.report.words import counted, duration, listed, number, plain, share
 
@@ -55,10 +55,9 @@ def headline(run: Artefacts) -> list[str]:
 
 
 def _trained_on(run: Artefacts) -> str:
-    objective = str(setting(run, "objective.name") or setting(run, "objective") or "")
-    name = objective.upper() if objective.isidentifier() else "Training"
+    name = objective(run).upper() if objective(run).isidentifier() else "Training"
     data = part(run.manifest, "data", "train")
-    noun = "completion" if objective == "sft" else "comparison"
+    noun = compared(run)
     count = data.get(f"{noun}s")
     files = listed(file_names(run))
     what = [name, "on"]
@@ -102,10 +101,13 @@ def win_notes(run: Artefacts) -> list[str]:
     }[_verdict(interval)]
     prompts = (run.evaluation or {}).get("prompts")
     on = f" on {counted(prompts, 'prompt')}" if isinstance(prompts, int) else ""
+    ties = (run.evaluation or {}).get("ties")
+    halves = f"Ties ({ties:.0%} of them) count half." if ties else "Ties count half."
     meaning = (
-        f"The share of the trained policy's answers that are preferred to those of {against}{on}"
+        "The share of the trained policy's answers that are preferred to those of "
+        f"{against}{on}: {_with_interval(rate, interval)}. {halves}"
     )
-    return [f"{meaning}: {_with_interval(rate, interval)}. Ties count half.", verdict]
+    return [meaning, verdict]
 
 
 def _verdict(interval: tuple[float, float] | None) -> str:
@@ -182,7 +184,9 @@ def tiles(run: Artefacts) -> list[Tile]:
             Tile("Reward", number(after), "" if before is None else f"from {number(before)}")
         )
     if (kl := evaluation.get("kl")) is not None:
-        found.append(Tile("KL", number(kl), "nats a completion, to the reference"))
+        error = evaluation.get("kl_standard_error")
+        spread = "" if error is None else f", standard error {number(error)}"
+        found.append(Tile("KL to the reference", number(kl), f"nats a completion{spread}"))
     if reached := course(run, "loss"):
         found.append(_course_tile("Loss", reached, number))
     if run.train and (speed := _speed(run)):
@@ -198,7 +202,7 @@ def _course_tile(label: str, reached: Course, spell: Callable[[float], str]) -> 
 def _speed(run: Artefacts) -> Tile | None:
     """The speed of the median step: the first one, which warms up, does not count more."""
     for metric, words in (
-        ("comparisons_per_second", "comparisons a second"),
+        ("comparisons_per_second", f"{compared(run)}s a second"),
         ("tokens_per_second", "tokens a second"),
     ):
         values = sorted(v for v in series(run.train, metric).values if math.isfinite(v))
