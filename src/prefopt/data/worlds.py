@@ -206,7 +206,8 @@ class ReviewWorld:
         pairs = list(pairwise([*_words(prompt)[-1:], *words]))
         odd = sum(pair not in self._neighbours for pair in pairs) / max(1, len(pairs))
         unfinished = words[-1] != "."
-        excess = min(1.0, max(0, len(words) - 40) / 20)
+        length = sum(word[0].isalnum() for word in words)
+        excess = min(1.0, max(0, length - 40) / 20)
         return min(1.0, odd + unfinished / 4 + excess / 4)
 
     def label(
@@ -363,7 +364,8 @@ class EnumerableWorld:
         mass = np.bincount(place, weights=self.reference, minlength=len(levels))
         upto = np.minimum(np.cumsum(mass), 1.0)
         below = np.concatenate([[0.0], upto[:-1]])
-        return self.reference * ((upto**n - below**n) / mass)[place]
+        share: Floats = (upto**n - below**n) / mass
+        return self.reference * share[place]
 
     def probability(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
         """σ(r₁ − r₂) of pairs of sequence numbers: exact Bradley–Terry labels."""
@@ -376,5 +378,5 @@ def total_variation(first: Floats, second: Floats) -> float:
 
 
 def _softmax(logits: Floats) -> Floats:
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    weights: Floats = np.exp(logits - logits.max())
+    return np.asarray(weights / weights.sum())

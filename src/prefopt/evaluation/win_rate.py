@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from prefopt.records import Prompt, prompt_key
 if TYPE_CHECKING:
     from prefopt.policies.load import Policy
 
-Reward = Callable[[Prompt, str], float]
+#: (prompt, text) -> how good the text is
+Reward = Callable[[Any, str], float]
 #: (prompt, first text, second text) -> 1 the first is better, 0 the second, ½ a tie
-Judge = Callable[[Prompt, str, str], float]
+Judge = Callable[[Any, str, str], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def win_rate(
 def by_reward(reward: Reward) -> Judge:
     """A judge that prefers the text of higher reward; equal rewards are a tie."""
 
-    def judge(prompt: Prompt, first: str, second: str) -> float:
+    def judge(prompt: Any, first: str, second: str) -> float:
         gap = reward(prompt, first) - reward(prompt, second)
         return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5
 
