@@ -58,8 +58,8 @@ def attach_adapter(policy: Policy, choice: AdapterChoice, *, seed: int = 0) -> P
     _make_path_absolute(base)
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        # "tied weights": an adapter beside a tied layer leaves the tie alone
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        # An adapter beside a tied layer leaves the tie alone; PEFT reads an old name.
+        warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|is_gradient_check).*")
         torch.manual_seed(seed)
         try:
             model = get_peft_model(base, config)

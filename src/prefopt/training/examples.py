@@ -75,16 +75,7 @@ def prepare_data(
             kept.append(part)
     skipped = dict(encoder.report.skipped + unread)
     if not kept:
-        raise DataError(
-            f"the {'data' if training else 'eval_data'} has nothing for objective "
-            f"'{objective.name}' to learn from",
-            kind="nothing_to_learn",
-            field="data" if training else "eval_data",
-            value=skipped or None,
-            remedy="look at what was skipped with `prefopt check`"
-            if skipped
-            else "check that the file has rows",
-        )
+        raise _nothing_left("data" if training else "eval_data", objective, skipped)
     pieces = {"batch_size": recipe.batch_size, "microbatch_tokens": recipe.microbatch_tokens}
     if training:
         steps = plan(
@@ -99,6 +90,18 @@ def prepare_data(
         steps = in_order(kept, **pieces)
     counts = {**_counts(kept), "skipped": skipped, "cut": dict(encoder.report.cut)}
     return Prepared(Examples(kept), steps, counts, fingerprint_groups(kept))
+
+
+def _nothing_left(field: str, objective: Objective, skipped: Mapping[str, int]) -> DataError:
+    return DataError(
+        f"{field} has nothing for objective '{objective.name}' to learn from",
+        kind="nothing_to_learn",
+        field=field,
+        value=skipped or None,
+        remedy="look at what was skipped with `prefopt check`"
+        if skipped
+        else "check that the file has rows",
+    )
 
 
 def fingerprint_groups(groups: Iterable[TokenGroup]) -> str:

@@ -18,7 +18,7 @@ from prefopt.errors import DataError, PolicyError, RecipeError
 from prefopt.objectives.scores import Comparisons
 from prefopt.policies.export import model_folder
 from prefopt.policies.load import Policy, load_policy
-from prefopt.recipe import ResolvedRecipe, load_recipe
+from prefopt.recipe import Recipe, ResolvedRecipe, load_recipe
 from prefopt.records import Group
 
 #: indices of completions, one per comparison
@@ -61,6 +61,23 @@ def recipe_of(
     if "eval_every" in options:  # the data comes with `fit`, which checks that it does
         overrides["eval_data"] = in_memory
     return load_recipe(None, overrides)
+
+
+def check_evaluation(recipe: Recipe, eval_data: Any) -> None:
+    """Refuse settings of an evaluation where there is nothing to evaluate on.
+
+    Raises:
+        RecipeError: there is such a setting.
+    """
+    for name in ("eval_every", "early_stop"):
+        value = getattr(recipe, name)
+        if eval_data is None and value is not None:
+            raise RecipeError(
+                f"{name} has no effect without eval_data",
+                field=name,
+                value=value,
+                remedy="call fit(data, eval_data)",
+            )
 
 
 def as_policy(

@@ -3,7 +3,8 @@
 Policy and data are loaded and checked before anything is written. Then the reference is
 scored, the loop runs, the model is saved and the manifest is written last, which is what
 makes the run finished. The same command continues a run that was stopped anywhere, from the
-last checkpoint and to the same weights; a finished one is not done again.
+last checkpoint and to the same weights; a finished one is not done again. A page about it
+is another stage: `prefopt.build_report`.
 """
 
 from __future__ import annotations
@@ -198,9 +199,11 @@ def _finish(run: Run, learner: Learner, manifest: dict[str, Any]) -> TrainResult
 
 
 def _finished(run: Run) -> TrainResult:
-    """The result of a finished run, from its manifest; its report is made if it is missing."""
-    from prefopt.report import build_report
+    """The result of a finished run, from its manifest.
 
+    Raises:
+        RunError: a data file has changed since.
+    """
     manifest = run.read_json(run.manifest)
     for part in manifest["data"].values():
         for file in part["files"] if part else ():
@@ -211,8 +214,6 @@ def _finished(run: Run) -> TrainResult:
                     field="out",
                     remedy="choose another --out, or set resume: never to start it over",
                 )
-    if not run.report.exists():
-        build_report(run.folder)
     result = manifest["result"]
     return TrainResult(
         run=str(run.folder),

@@ -30,6 +30,7 @@ from prefopt.training.inputs import (
     Data,
     Indices,
     as_policy,
+    check_evaluation,
     check_logps,
     comparisons_of,
     groups_of,
@@ -229,7 +230,15 @@ class DPOTrainer:
         Raises:
             DataError, RecipeError, TrainingError: as `prefopt.train` does.
         """
-        self._check_fit(eval_data)
+        own_loss = DPOTrainer.compute_loss, ProbabilisticDPOTrainer.compute_loss
+        if type(self).compute_loss not in own_loss:
+            raise RecipeError(
+                "fit trains with DPO's own loss and would ignore this class's compute_loss",
+                field="compute_loss",
+                value=type(self).__name__,
+                remedy="call train_step for each batch, or add the loss as an objective",
+            )
+        check_evaluation(self.recipe, eval_data)
         learner, display = self._learner, Display(progress)
         train = self._prepare(data, training=True)
         parts = [train]
@@ -309,26 +318,6 @@ class DPOTrainer:
                 weight_decay=self.recipe.weight_decay,
             )
         return self._optimizer
-
-    def _check_fit(self, eval_data: Data | None) -> None:
-        for name in ("eval_every", "early_stop"):
-            if eval_data is None and getattr(self.recipe, name) is not None:
-                raise RecipeError(
-                    f"{name} has no effect without eval_data",
-                    field=name,
-                    value=getattr(self.recipe, name),
-                    remedy="call fit(data, eval_data)",
-                )
-        if type(self).compute_loss not in (
-            DPOTrainer.compute_loss,
-            ProbabilisticDPOTrainer.compute_loss,
-        ):
-            raise RecipeError(
-                "fit trains with DPO's own loss and would ignore this class's compute_loss",
-                field="compute_loss",
-                value=type(self).__name__,
-                remedy="call train_step for each batch, or add the loss as an objective",
-            )
 
     def _touch(self) -> None:
         """From here on the policy is not what it started as: it cannot be its own reference."""
