@@ -12,6 +12,7 @@ import pytest
 
 import prefopt.data
 from prefopt.data.checks import check
+from prefopt.data.formats import read_groups
 from prefopt.data.kinds import KINDS
 
 Row = dict[str, Any]
@@ -97,8 +98,13 @@ def test_rows_in_our_own_layout_are_checked_too(tmp_path: Path) -> None:
 
 def test_votes_count_as_the_comparisons_they_become(tmp_path: Path) -> None:
     votes = {"prompt": "q", "completions": ["a", "b"], "votes": ["first", "first", "second"]}
-    result = checked(tmp_path, votes)
-    assert (result["comparisons"], result["findings"]) == (1, [])
+    other = {"prompt": "q", "completions": ["b", "a", "c"],
+             "votes": [{"first": 0, "second": 1, "choice": "first"},
+                       {"first": 0, "second": 2, "choice": "tie"}]}  # fmt: skip
+    result = checked(tmp_path, votes, other)
+    assert (result["groups"], result["comparisons"], result["findings"]) == (1, 2, [])
+    (group,) = read_groups(tmp_path / "rows.jsonl")
+    assert len(group.comparisons) == 2
 
 
 def test_examples_are_bounded_and_counts_are_not(tmp_path: Path) -> None:

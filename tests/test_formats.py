@@ -515,6 +515,8 @@ WRONG_ROWS: list[tuple[Row, str, str | None]] = [
      "wrong_type", None),
     ({"prompt": "q", "completions": [{"text": "a"}],
       "comparisons": [{"preferred": 0, "dispreferred": 1}]}, "out_of_range", None),
+    ({"prompt": "q", "completions": [{"text": "a"}], "comparisons": [], "id": 1},
+     "unknown_layout", "id"),
     ({"prompt": [{"role": "user", "content": "q", "name": "x"}], "completions": [{"text": "a"}]},
      "wrong_type", "prompt"),
 ]  # fmt: skip
@@ -605,6 +607,7 @@ def test_a_row_of_another_layout_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path, unlabelled, other).kind == "mixed_layout"
     transcript = {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: a\n\nAssistant: c"}
     assert refusal(tmp_path, {"chosen": "x a", "rejected": "x b"}, transcript).row == 2
+    assert refusal(tmp_path, transcript, {**transcript, "chosen": ""}).kind == "empty_completion"
 
 
 _ANY = st.recursive(

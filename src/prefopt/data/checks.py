@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefopt.data.aggregate import comparisons_from_votes
 from prefopt.data.files import Paths
 from prefopt.data.formats import GroupReader
 from prefopt.data.kinds import KINDS
-from prefopt.data.merging import with_votes_counted
 from prefopt.data.pairs import Edges
 from prefopt.errors import DataError
 from prefopt.records import Group, Origin
@@ -65,7 +65,7 @@ def check(
     return {
         "rows": reader.rows,
         "groups": len(checker.prompts) + checker.own_groups,
-        "comparisons": checker.comparisons,
+        "comparisons": checker.comparisons + len(checker.voted),
         "findings": [
             {
                 "kind": kind,
@@ -89,6 +89,7 @@ class _Checker:
         self.prompts: set[bytes] = set()
         self.own_groups = 0
         self.comparisons = 0
+        self.voted: set[bytes] = set()
         self._pairs: dict[bytes, int] = {}  # pair → directions seen: 1, 2 or both
 
     def refused(self, error: DataError) -> None:
@@ -100,11 +101,11 @@ class _Checker:
             self.own_groups += 1
         else:
             self.prompts.add(key)
-        voted = group if own else with_votes_counted(group)
-        self.comparisons += len(voted.comparisons)
-        kinds = {*self._of_texts(group), *self._of_pairs(voted, key)}
-        if len(group.completions) > 1 and not (voted.comparisons or group.labels):
+        kinds = {*self._of_texts(group), *self._of_pairs(group, key)}
+        voted = 0 if own else self._count_votes(group, key)
+        if len(group.completions) > 1 and not (group.comparisons or group.labels or voted):
             kinds.add("no_comparison")
+        self.comparisons += len(group.comparisons)
         origin: Origin = group.origins[0]
         for kind in sorted(kinds):
             self._found(kind, origin.file, origin.row)
@@ -138,6 +139,14 @@ class _Checker:
             if seen & (3 - direction):
                 yield "contradiction"
             self._pairs[pair] = seen | direction
+
+    def _count_votes(self, group: Group, prompt: bytes) -> int:
+        """How many pairs the row has votes on; rows that vote on the same one give one edge."""
+        edges = comparisons_from_votes(group.votes)
+        for edge in edges:
+            sides = (group.completions[i].text for i in (edge.preferred, edge.dispreferred))
+            self.voted.add(_digest(prompt + b"".join(sorted(_digest(t.encode()) for t in sides))))
+        return len(edges)
 
     def _found(self, kind: str, file: str | None, row: int | None) -> None:
         finding = self.findings.setdefault(kind, _Finding())

@@ -166,6 +166,8 @@ class GroupReader:
 
 def _unless_mixed(error: DataError, row: Row, layout: Layout) -> DataError:
     """The error, or a better one if the row is in another layout than the file."""
+    if error.kind not in ("missing_field", "wrong_type", "prompt_mismatch"):
+        return error
     try:
         other = recognise(row)
     except DataError:

@@ -112,13 +112,19 @@ _OWN_COLUMNS = {*_OWN, "prompt", "source", "meta"}
 
 
 def _is_own(row: Row) -> bool:
-    return (
-        several.first_list(row, ("completions",), "text") is not None and row.keys() <= _OWN_COLUMNS
-    )
+    ours = row.keys() <= _OWN_COLUMNS or "comparisons" in row or "labels" in row
+    return ours and several.first_list(row, ("completions",), "text") is not None
 
 
 def _own(row: Row, edges: Edges) -> Draft:
     document = {name: value for name, value in row.items() if value is not None}
+    if unknown := sorted(document.keys() - _OWN_COLUMNS):
+        refuse(
+            "unknown_layout",
+            f"prefopt's own layout has no columns {', '.join(unknown)}",
+            unknown[0],
+            remedy="put further columns into 'meta'",
+        )
     for name, types in _OWN.items():
         if name in document:
             document[name] = [_own_item(item, name, types) for item in document[name]]

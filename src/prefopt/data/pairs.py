@@ -64,7 +64,8 @@ def implicit(row: Row, edges: Edges) -> Draft:
                 "mixed_layout",
                 "the row is a Human/Assistant transcript and those before it were not",
             )
-        fields.answer(chosen, "chosen"), fields.answer(rejected, "rejected")
+        fields.answer(chosen, "chosen")
+        fields.answer(rejected, "rejected")
         fields.distinct(chosen, rejected, "rejected")
         end = _last_word(chosen, _common(chosen, rejected))
         return _pair(row, chosen[:end], chosen[end:], rejected[end:])
@@ -72,9 +73,8 @@ def implicit(row: Row, edges: Edges) -> Draft:
         fields.messages(side, name) for side, name in zip((chosen, rejected), _SIDES, strict=True)
     ]
     if sides[0] == sides[1]:
-        fields.distinct("same", "same", "rejected")
-    end = _common(*sides)
-    end = min(end, len(sides[0]) - 1, len(sides[1]) - 1)
+        refuse("identical_sides", "both conversations are the same", "rejected")
+    end = min(_common(*sides), len(sides[0]) - 1, len(sides[1]) - 1)
     if end < 1:
         _mismatch("the two conversations do not begin with the same turn", *sides)
     answers = [
@@ -213,6 +213,7 @@ def _last_word(text: str, end: int) -> int:
 
 def _last_turn(text: str, field: str) -> tuple[str, str]:
     """A transcript up to its last assistant turn, and that turn."""
+    fields.answer(text, field)
     prompt, marker, answer = ("\n\n" + text.lstrip()).rpartition(_ASSISTANT)
     if not marker:
         refuse(
