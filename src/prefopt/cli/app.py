@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Annotated, NoReturn
 
 from cyclopts import App, Parameter
@@ -89,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         for verb in {name for name, *_ in COMMANDS} & set(arguments[:2]):
             app[verb].help = None  # its own page starts with its whole docstring, not one line
         # Whatever a library prints must not mix with the one object on stdout.
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        with _quiet_libraries(), redirect_stdout(sys.stderr) if as_json else nullcontext():
             outcome: Outcome | None = app.meta(
                 list(arguments),
                 exit_on_error=False,
@@ -112,6 +113,17 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:
         return _unexpected(error, as_json)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep libraries' bars for loading files, and what they will rename, off people's screens."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with warnings.catch_warnings():
+        if not _debugging():
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+        yield
 
 
 def _failed(error: PrefoptError, as_json: bool) -> int:
@@ -143,12 +155,15 @@ def _interrupted(as_json: bool) -> int:
 
 
 def _traceback_if_asked() -> bool:
-    asked = os.environ.get("PREFOPT_DEBUG", "") not in ("", "0")
-    if asked:
+    if _debugging():
         import traceback
 
         traceback.print_exc(file=sys.stderr)
-    return asked
+    return _debugging()
+
+
+def _debugging() -> bool:
+    return os.environ.get("PREFOPT_DEBUG", "") not in ("", "0")
 
 
 def _usage(error: CycloptsError) -> UsageError:

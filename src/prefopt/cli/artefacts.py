@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+from prefopt.cli.options import Model, described
 from prefopt.cli.outcome import Outcome, UsageError, table
 
 
@@ -33,7 +35,14 @@ def report(run: str, /) -> Outcome:
     return Outcome({"report": path}, [path])
 
 
-def export(source: str, /, *, out: str) -> Outcome:
+def export(
+    source: Model,
+    /,
+    *,
+    out: Annotated[
+        str, described("The folder to write; it must not exist, or be empty.", metavar="FOLDER")
+    ],
+) -> Outcome:
     """Write a plain model folder, adapters merged.
 
     The folder loads with `AutoModelForCausalLM.from_pretrained` and needs neither prefopt nor
@@ -41,13 +50,6 @@ def export(source: str, /, *, out: str) -> Outcome:
 
     With `--json`: `model`, `merged`, `parameters`, `difference` (largest difference of a
     log-probability from the source, in nats).
-
-    Parameters
-    ----------
-    source
-        A run's folder, a model folder, an adapter folder, or a hub id.
-    out
-        The folder to write; it must not exist, or be empty.
     """
     from prefopt.policies.export import export_model
 

@@ -3,31 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from cyclopts import Parameter
-
+from prefopt.cli.options import Device, Model, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting
-
-if TYPE_CHECKING:
-    from prefopt.records import Group, Prompt
+from prefopt.records import Completion, Group, Prompt, to_json
 
 
 def sample(
-    policy: str,
-    files: Annotated[tuple[str, ...], Parameter(name="PROMPTS", show_default=False)] = (),
+    policy: Model,
+    files: Annotated[
+        tuple[str, ...],
+        described(
+            "Files or folders whose prompts are answered: preferences in any layout, or rows "
+            "that have nothing but a prompt.",
+            name="PROMPTS",
+            show_default=False,
+        ),
+    ] = (),
     /,
     *,
-    prompt: list[str] | None = None,
-    n: Annotated[int, Parameter(name=("-n", "--n"))] = 1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int = 0,
-    batch_size: int = 32,
-    device: str | None = None,
-    out: str | None = None,
+    prompt: Annotated[
+        list[str] | None, described("A prompt as text; repeat it for more.", metavar="TEXT")
+    ] = None,
+    n: Annotated[int, described("Completions for each prompt.", name=("-n", "--n"))] = 1,
+    max_new_tokens: Annotated[
+        int, described("A completion that has not ended by then is cut.")
+    ] = 128,
+    temperature: Annotated[
+        float,
+        described("Above 1 more varied, below 1 less; 0 takes the most probable token."),
+    ] = 1.0,
+    top_p: Annotated[
+        float,
+        described("Keep the most probable tokens that hold this much probability; 1 keeps all."),
+    ] = 1.0,
+    top_k: Annotated[int, described("Keep this many tokens; 0 keeps all.")] = 0,
+    seed: Annotated[int, described("Another seed, other samples.")] = 0,
+    batch_size: Annotated[
+        int, described("Completions generated at once: memory against speed, never the result.")
+    ] = 32,
+    device: Device = None,
+    out: Annotated[
+        str | None,
+        described(
+            "Write the prompts with their completions to this file (.jsonl, also .gz or .zst), "
+            "which prefopt reads again.",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> Outcome:
     """Let a policy answer prompts.
 
@@ -38,59 +62,26 @@ def sample(
 
     `prefopt sample runs/first --prompt "The film was"`
 
-    With `--json`: `prompts`, `completions`, `out`, `samples` (a list of objects with `prompt`
-    and `completions`; null where they were written to a file).
-
-    Parameters
-    ----------
-    policy
-        A run's folder, a model folder, an adapter folder, or a hub id.
-    files
-        Files or folders whose prompts are answered: preferences in any layout, or rows that
-        have nothing but a `prompt`.
-    prompt
-        A prompt as text; repeat it for more.
-    n
-        Completions for each prompt.
-    max_new_tokens
-        A completion that has not ended by then is cut.
-    temperature
-        Above 1 more varied, below 1 less; 0 takes the most probable token.
-    top_p
-        Keep the most probable tokens that hold this much probability; 1 keeps all.
-    top_k
-        Keep this many tokens; 0 keeps all.
-    seed
-        Another seed, other samples.
-    batch_size
-        Completions generated at once: memory against speed.
-    device
-        Where to compute, such as cpu or cuda; by default the first accelerator.
-    out
-        Write the prompts with their completions to this file (.jsonl, also .gz or .zst),
-        which `prefopt` reads again.
+    With `--json`: `prompts`, `completions`, `out`, `samples` (objects with `prompt` and
+    `completions`; null where they were written to a file).
     """
-    prompts = _prompts(files, prompt)
+    check_target(out, ".jsonl", ".jsonl.gz", ".jsonl.zst")
+    asked = _prompts(files, prompt)
+    how = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
+           "top_k": top_k, "seed": seed, "batch_size": batch_size}  # fmt: skip
+    return _outcome(_groups(asked, _draw(policy, asked, device, how), policy), out)
 
+
+def _draw(
+    policy: str, prompts: list[Prompt], device: str | None, how: dict[str, Any]
+) -> list[list[str]]:
     from prefopt.policies.export import model_folder
     from prefopt.policies.load import load_policy
     from prefopt.sampling.generate import sample as draw
 
     speaker = load_policy(model_folder(policy), device=device)
     with counting("sampling", "completions") as progress:
-        texts = draw(
-            speaker,
-            prompts,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    return _outcome(_groups(prompts, texts, policy), n, out)
+        return draw(speaker, prompts, progress=progress, **how)
 
 
 def _prompts(files: Sequence[str], given: Sequence[str] | None) -> list[Prompt]:
@@ -130,23 +121,20 @@ def _read_prompts(files: Sequence[str]) -> Iterator[Prompt]:
 
 
 def _groups(prompts: Sequence[Prompt], texts: list[list[str]], policy: str) -> list[Group]:
-    from prefopt.records import Completion, Group
-
     return [
         Group(prompt, tuple(Completion(text, source=policy) for text in answers))
         for prompt, answers in zip(prompts, texts, strict=True)
     ]
 
 
-def _outcome(groups: list[Group], n: int, out: str | None) -> Outcome:
-    from prefopt.records import to_json
-
-    result: dict[str, Any] = {"prompts": len(groups), "completions": n * len(groups), "out": out}
+def _outcome(groups: list[Group], out: str | None) -> Outcome:
+    count = sum(len(group.completions) for group in groups)
+    result: dict[str, Any] = {"prompts": len(groups), "completions": count, "out": out}
     if out is not None:
         from prefopt.data.formats import write_groups
 
         write_groups(out, groups)
-        sentence = f"Wrote {result['completions']} completions of {len(groups)} prompts to {out}"
+        sentence = f"Wrote {count} completions of {len(groups)} prompts to {out}"
         return Outcome({**result, "samples": None}, [sentence])
     samples = [to_json(group) for group in groups]
     return Outcome({**result, "samples": samples}, _shown(groups))

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts.validators import Number
 
+from prefopt.cli.options import (
+    Device,
+    MaxLength,
+    MicrobatchTokens,
+    Model,
+    OnError,
+    TooLong,
+    check_target,
+    described,
+)
 from prefopt.cli.outcome import Outcome, counting, counts, interval, percent, table
 
 
 def score(
-    policy: str,
+    policy: Model,
     /,
     *,
-    reference: str,
-    data: Annotated[list[str], Parameter(consume_multiple=True)],
-    out: str | None = None,
-    beta: float = 0.1,
-    max_length: int | None = None,
-    too_long: Literal["error", "drop", "cut_prompt_start", "cut_completion"] = "error",
-    on_error: Literal["raise", "skip"] = "raise",
-    microbatch_tokens: int = 8192,
-    device: str | None = None,
-    seed: int = 0,
+    reference: Annotated[str, described("What the policy was trained from.", metavar="MODEL")],
+    data: Annotated[
+        list[str],
+        described(
+            "Files or folders with comparisons, best ones that were not trained on.",
+            consume_multiple=True,
+            metavar="PATH",
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        described("Write one JSON row for each comparison to this .jsonl.", metavar="FILE"),
+    ] = None,
+    beta: Annotated[
+        float,
+        described(
+            "Rewards per nat: scales the margin and leaves the accuracy alone.",
+            validator=Number(gt=0),
+        ),
+    ] = 0.1,
+    max_length: MaxLength = None,
+    too_long: TooLong = "error",
+    on_error: OnError = "raise",
+    microbatch_tokens: MicrobatchTokens = 8192,
+    device: Device = None,
+    seed: Annotated[int, described("Seed of the bootstrap.")] = 0,
 ) -> Outcome:
     """Measure how a policy ranks compared completions.
 
@@ -35,58 +61,38 @@ def score(
 
     With `--json`: `comparisons`, `accuracy`, `accuracy_interval`, `margin`,
     `length_baseline`, `prompts`, `skipped`, `cut`, `rows`.
-
-    Parameters
-    ----------
-    policy
-        A run's folder, a model folder, an adapter folder, or a hub id.
-    reference
-        What the policy was trained from.
-    data
-        Files or folders with comparisons, best ones that were not trained on.
-    out
-        Write one JSON row for each comparison to this file (.jsonl).
-    beta
-        Rewards per nat: scales the margin and leaves the accuracy alone.
-    max_length
-        Most tokens of a prompt and its completion together; by default the model's own limit.
-    too_long
-        What happens to rows beyond that.
-    on_error
-        Stop at the first wrong row, or leave it out and count it.
-    microbatch_tokens
-        Tokens computed at once: memory against speed, never the result.
-    device
-        Where to compute, such as cpu or cuda; by default the first accelerator.
-    seed
-        Seed of the bootstrap.
     """
+    check_target(out, ".jsonl")
+    settings = {"beta": beta, "microbatch_tokens": microbatch_tokens, "max_length": max_length,
+                "too_long": too_long, "on_error": on_error, "seed": seed}  # fmt: skip
+    document = _measure(policy, reference, data, device, out, settings)
+    return Outcome(document, _shown(document))
+
+
+def _measure(
+    policy: str,
+    reference: str,
+    data: list[str],
+    device: str | None,
+    out: str | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Load, score, and write the rows where they are wanted."""
     from prefopt.data.formats import read_groups
     from prefopt.evaluation.implicit_reward import score_policy
     from prefopt.policies.export import model_folder
     from prefopt.policies.load import load_policy
 
-    groups = read_groups(data, on_error=on_error)
+    groups = read_groups(data, on_error=settings.pop("on_error"))
     judged = load_policy(model_folder(policy), device=device)
     base = load_policy(model_folder(reference), device=device)
     with counting("scoring", "comparisons") as progress:
-        result = score_policy(
-            judged,
-            base,
-            groups,
-            beta=beta,
-            microbatch_tokens=microbatch_tokens,
-            max_length=max_length,
-            too_long=too_long,
-            seed=seed,
-            progress=progress,
-        )
+        result = score_policy(judged, base, groups, progress=progress, **settings)
     document = result.to_dict()
     document["skipped"] = {**groups.skipped, **document["skipped"]}
     if out is not None:
         _write_rows(out, result.rows)
-    document["rows"] = out
-    return Outcome(document, _shown(document))
+    return {**document, "rows": out}
 
 
 def _write_rows(out: str, rows: list[dict[str, Any]]) -> None:

@@ -56,11 +56,13 @@ def train(recipe: str | None = None, /, **settings: Any) -> Outcome:
         The recipe, a YAML file.
     """
     resolved = load_recipe(recipe, _overrides(settings))
+    from prefopt.report import build_report
     from prefopt.runs import Run
     from prefopt.training.train import train as run_training
 
     result = run_training(resolved).to_dict()
-    result["report"] = str(Run(result["run"]).report)
+    report = Run(result["run"]).report
+    result["report"] = str(report if report.exists() else build_report(result["run"]))
     return Outcome(result, _shown(result))
 
 
@@ -100,7 +102,8 @@ def _flag(name: str, panel: Panel) -> inspect.Parameter:
     field = Recipe.model_fields[name]
     kind: Any = str
     choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
-    help_text = f"{field.description}."
+    description = str(field.description)
+    help_text = f"{description[0].upper()}{description[1:]}."
     if name in _SECTIONS:
         kind = dict[str, str]
         example = {"objective": "beta 0.2", "adapter": "rank 32"}[name]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import PolicyError, RunError
+from prefopt.policies.adapters import has_adapter
 from prefopt.policies.load import Policy, load_policy
 from prefopt.runs import atomic_folder
 
@@ -72,10 +73,11 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 def _merged(policy: Policy) -> tuple[Any, bool]:
     """The model without PEFT around it, and whether there was any."""
-    if not hasattr(policy.model, "merge_and_unload") and not hasattr(policy.model, "peft_type"):
-        return policy.model, False
+    model: Any = policy.model
+    if not has_adapter(model):
+        return model, False
     try:
-        return policy.model.merge_and_unload(), True
+        return model.merge_and_unload(), True
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise PolicyError(
             f"the adapter of '{policy.name}' cannot be merged: {error}",

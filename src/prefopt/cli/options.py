@@ -1,0 +1,68 @@
+"""Options that several commands have, with one wording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from prefopt.cli.outcome import UsageError
+
+
+def described(text: str, **parameter: object) -> Parameter:
+    """A parameter with its help text."""
+    return Parameter(help=text, **parameter)  # type: ignore[arg-type]
+
+
+Model = Annotated[str, described("A run's folder, a model folder, an adapter folder, or a hub id.")]
+Device = Annotated[
+    str | None,
+    described("Where to compute, such as cpu or cuda; by default the first accelerator."),
+]
+MaxLength = Annotated[
+    int | None,
+    described(
+        "Most tokens of a prompt and its completion together; by default the model's own limit.",
+        validator=Number(gte=2),
+    ),
+]
+TooLong = Annotated[
+    Literal["error", "drop", "cut_prompt_start", "cut_completion"],
+    described("What happens to rows beyond that."),
+]
+OnError = Annotated[
+    Literal["raise", "skip"],
+    described("Stop at the first wrong row, or leave it out and count it."),
+]
+MicrobatchTokens = Annotated[
+    int,
+    described(
+        "Tokens computed at once: memory against speed, never the result.",
+        validator=Number(gte=1),
+    ),
+]
+
+
+def check_target(out: str | None, *endings: str) -> None:
+    """Refuse a file that could not be written, before the work rather than after it.
+
+    Raises:
+        UsageError: its ending is another, its folder cannot be made, or it is a folder.
+    """
+    if out is None:
+        return
+    path = Path(out)
+    problem = None
+    if not path.name.endswith(endings):
+        problem = f"the name must end with {' or '.join(endings)}"
+    elif path.is_dir():
+        problem = "there is a folder of that name"
+    else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"its folder cannot be made: {error.strerror}"
+    if problem:
+        raise UsageError(problem, field="--out", value=out, remedy="choose another --out")
