@@ -22,8 +22,9 @@ from prefopt.engine.logps import Scorer, Sharing
 from prefopt.engine.tokens import Encoder, TokenGroup, TooLong
 from prefopt.errors import DataError, PolicyError
 from prefopt.evaluation.intervals import Interval, clustered_bootstrap
-from prefopt.policies.fingerprint import fingerprint_model
+from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
 from prefopt.records import Comparison, Group
+from prefopt.training.references import cache_key
 
 if TYPE_CHECKING:
     from prefopt.policies.load import Policy
@@ -191,13 +192,14 @@ def _cached(
 ) -> Callable[[Sequence[TokenGroup]], Floats]:
     """The same, from the cache where it has them."""
     compute = _scorer(reference, microbatch_tokens, sharing)
-    fingerprint = fingerprint_model(reference.model)
+    tokenizer = fingerprint_tokenizer(reference.tokenizer)
+    key = cache_key(fingerprint_model(reference.model), tokenizer, "fp32")
 
     def scores(groups: Sequence[TokenGroup]) -> Floats:
-        found = cache.get(fingerprint, groups)
+        found = cache.get(key, groups)
         if found is None:
             found = torch.from_numpy(compute(groups))
-            cache.put(fingerprint, groups, found)
+            cache.put(key, groups, found)
         return found.numpy()
 
     return scores
