@@ -11,6 +11,7 @@ All train float32 weights with AdamW at a constant learning rate on the same bat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import json
@@ -82,10 +83,8 @@ class Meter:
         """Called when imports, weights and rows are in place and only training is left."""
         gc.collect()
         self.held_mib = _status_mib("VmRSS")
-        try:  # Linux: forget the peak so far
+        with contextlib.suppress(OSError):  # Linux: forget the peak so far
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
         self.started = time.perf_counter()
 
     def peak_mib(self) -> float:
@@ -101,6 +100,54 @@ def _status_mib(key: str) -> float:
 
 
 # -- the contenders ------------------------------------------------------------------------
+
+
+def prefopt(task: Task, meter: Meter) -> Outcome:
+    """`DPOTrainer.fit` as it comes: reference scores once, before the first step."""
+    return _prefopt(task, meter, reference_scores="cache")
+
+
+def prefopt_each_step(task: Task, meter: Meter) -> Outcome:
+    """`DPOTrainer.fit` with the reference scored anew in each step, as TRL does."""
+    return _prefopt(task, meter, reference_scores="each_step")
+
+
+def _prefopt(task: Task, meter: Meter, **options: Any) -> Outcome:
+    from prefopt import DPOTrainer
+    from prefopt.data.formats import read_groups
+    from prefopt.data.mixture import epoch_order
+    from prefopt.engine.tokens import Encoder
+
+    by_prompt = {group.prompt: group for group in read_groups(task.folder / "rows.jsonl")}
+    groups = [by_prompt[row["prompt"]] for row in task.rows]
+    # `fit` shuffles: hand over the rows so that its first epoch visits them in the given order.
+    shuffle = epoch_order([None] * len(groups), [1] * len(groups), None, seed=0, epoch=0)
+    placed = [group for _, group in sorted(zip(shuffle, groups, strict=True), key=lambda p: p[0])]
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["PREFOPT_CACHE"] = cache  # empty: nothing is known from an earlier run
+        trainer = DPOTrainer(
+            task.folder / "policy",
+            task.folder / "reference",
+            beta=BETA,
+            lr=task.learning_rate,
+            batch_size=task.batch,
+            epochs=task.epochs,
+            schedule="constant",
+            warmup=0.0,
+            seed=0,
+            **options,
+        )
+        meter.start()
+        history = trainer.fit(placed)
+    outcome = Outcome(losses=[record["loss"] for record in history])
+    if options["reference_scores"] == "cache":
+        to_first_step = meter.ends[0] - meter.started
+        outcome.reference_seconds = to_first_step - history[0]["seconds"]
+    for group in Encoder(trainer.policy.tokenizer)(groups):
+        edge = group.comparisons[0]
+        sides = (group.completions[edge.preferred], group.completions[edge.dispreferred])
+        outcome.tokens.append(tuple(ids.tolist() for ids in (group.prompt, *sides)))
+    return outcome
 
 
 def plain(task: Task, meter: Meter) -> Outcome:
@@ -223,6 +270,8 @@ def _trl(task: Task, meter: Meter, **options: Any) -> Outcome:
 
 
 CONTENDERS: dict[str, Callable[[Task, Meter], Outcome]] = {
+    "prefopt": prefopt,
+    "prefopt-each-step": prefopt_each_step,
     "plain": plain,
     "trl": trl,
     "trl-best": trl_best,
@@ -248,6 +297,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
+    parser.add_argument("--profile", action="store_true", help="where the time goes, as a table")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     lines = (options.folder / "rows.jsonl").read_text().splitlines()[: options.rows]
@@ -259,7 +309,10 @@ def main() -> None:
         options.epochs,
         options.learning_rate,
     )
-    print(json.dumps(measure(options.contender, task)))
+    if options.profile:
+        print(profiled(options.contender, task))
+    else:
+        print(json.dumps(measure(options.contender, task)))
 
 
 def measure(contender: str, task: Task) -> dict[str, Any]:
@@ -288,6 +341,17 @@ def measure(contender: str, task: Task) -> dict[str, Any]:
         "losses": outcome.losses,
         "tokens": digest(outcome.tokens),
     }
+
+
+def profiled(contender: str, task: Task) -> str:
+    """The operators that cost most, over the whole training."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        CONTENDERS[contender](task, Meter())
+    return str(
+        profile.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=45
+        )
+    )
 
 
 def digest(tokens: list[tuple[list[int], ...]]) -> str:

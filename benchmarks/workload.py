@@ -50,7 +50,7 @@ def prepare(folder: Path, rows_path: Path | None, count: int, seed: int, size: S
         SystemExit: the file has fewer usable rows than asked for.
     """
     candidates = hh_like_rows(4 * count, seed) if rows_path is None else list(read_hh(rows_path))
-    tokenizer = train_tokenizer((r["prompt"] + r["chosen"] for r in candidates), size.vocabulary)
+    tokenizer = train_tokenizer(("".join(row.values()) for row in candidates), size.vocabulary)
     random.Random(seed).shuffle(candidates)
     rows: dict[str, Row] = {}
     for row in candidates:
@@ -77,23 +77,22 @@ def prepare(folder: Path, rows_path: Path | None, count: int, seed: int, size: S
 
 def read_hh(path: Path) -> Iterator[Row]:
     """Anthropic HH transcripts, split at the last assistant turn where both sides agree."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        for line in file:
-            row = json.loads(line)
-            at = row["chosen"].rfind(_TURN) + len(_TURN)
-            prompt, chosen = row["chosen"][:at], row["chosen"][at:]
-            rejected = row["rejected"][at:]
-            clean = row["rejected"].startswith(prompt) and _TURN not in rejected
-            if at > len(_TURN) and clean and chosen.strip() and rejected.strip():
-                if chosen != rejected:
-                    yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    for line in text.splitlines():
+        row = json.loads(line)
+        at = row["chosen"].rfind(_TURN) + len(_TURN)
+        prompt, chosen, rejected = row["chosen"][:at], row["chosen"][at:], row["rejected"][at:]
+        alike = row["rejected"].startswith(prompt) and _TURN not in rejected
+        answered = chosen.strip() and rejected.strip() and chosen != rejected
+        if at > len(_TURN) and alike and answered:
+            yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def hh_like_rows(count: int, seed: int) -> list[Row]:
     """Rows of the same form, from a few words; for the smoke test."""
     draw = random.Random(seed)
-    words = "how do I make the best tea with a cat and some milk please tell me now".split()
+    words = ("how", "do", "I", "make", "the", "best", "tea", "with", "a", "cat", "and", "milk")
 
     def say(low: int, high: int) -> str:
         return " ".join(draw.choices(words, k=draw.randint(low, high)))
