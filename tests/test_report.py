@@ -334,7 +334,7 @@ def test_a_win_is_claimed_only_if_the_interval_says_so(
 def test_counts_diagnostics_engine_fingerprints_and_command(page: Path) -> None:
     text = read(page).text
     for words in (
-        "on 200 prompts: 0.88 [0.84, 0.92]. Ties (4% of them) count half.",
+        "on 200 prompts: 0.88 [0.84, 0.92]. Ties, 4% of the pairs, count half.",
         "4.21 nats a completion, standard error 0.120",
         "1,130 groups, 1,204 comparisons, 2,291 completions, 181,204 tokens",
         "too long skipped training 12",
@@ -557,7 +557,11 @@ def test_nothing_is_loaded_from_anywhere(page: Path) -> None:
     values = [value for _, attrs in reader.tags for name, value in attrs.items() if name in loading]
     assert values, "markers and clips are referenced inside the page"
     assert all(value and value.startswith("#") for value in values)
-    assert re.findall(r"@import|url\((?!#)", page.read_text(encoding="utf-8")) == []
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"@import|url\((?!#)", text) == []
+    # of a drawing only its shapes: no prolog, no foreign metadata, no style for the whole page
+    assert re.findall(r"<\?xml|<metadata|<!--|<!DOCTYPE svg|xmlns", text) == []
+    assert [tag for tag, _ in reader.tags].count("style") == 1
 
 
 def test_ids_are_unique_and_references_lead_somewhere(page: Path) -> None:
@@ -634,8 +638,10 @@ PROBE = """<!doctype html><title>waiting</title>
 addEventListener("load", () => {
   const page = document.querySelector("iframe").contentDocument, body = page.body;
   const wide = [...body.querySelectorAll("*")].filter(element =>
-    !element.closest("svg") && !element.closest(".scroll") &&
-    element.getBoundingClientRect().right > WIDTH + 1);
+    !element.closest("svg, .scroll, .samples caption") &&
+    (element.getBoundingClientRect().right > WIDTH + 1 ||
+     (getComputedStyle(element).display == "block" &&
+      element.scrollWidth > element.clientWidth + 1)));
   const label = [...page.querySelectorAll(".plot text")].map(t => t.getBoundingClientRect());
   document.title = JSON.stringify({
     overflow: page.documentElement.scrollWidth - WIDTH,

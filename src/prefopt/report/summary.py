@@ -102,7 +102,7 @@ def win_notes(run: Artefacts) -> list[str]:
     prompts = (run.evaluation or {}).get("prompts")
     on = f" on {counted(prompts, 'prompt')}" if isinstance(prompts, int) else ""
     ties = (run.evaluation or {}).get("ties")
-    halves = f"Ties ({ties:.0%} of them) count half." if ties else "Ties count half."
+    halves = f"Ties, {ties:.0%} of the pairs, count half." if ties else "Ties count half."
     meaning = (
         "The share of the trained policy's answers that are preferred to those of "
         f"{against}{on}: {_with_interval(rate, interval)}. {halves}"
@@ -186,7 +186,7 @@ def tiles(run: Artefacts) -> list[Tile]:
     if (kl := evaluation.get("kl")) is not None:
         error = evaluation.get("kl_standard_error")
         spread = "" if error is None else f", standard error {number(error)}"
-        found.append(Tile("KL to the reference", number(kl), f"nats a completion{spread}"))
+        found.append(Tile("KL to reference", number(kl), f"nats a completion{spread}"))
     if reached := course(run, "loss"):
         found.append(_course_tile("Loss", reached, number))
     if run.train and (speed := _speed(run)):
