@@ -230,22 +230,26 @@ def completion_logps(
 
 
 class _TokenLogps(torch.autograd.Function):
-    """log softmax(logits)[target] of each row, with one (U, V) buffer in the backward pass.
+    """log softmax(logits)[target] of each row, in few passes over the vocabulary.
 
-    logits (U, V) float32, targets (U,) → (U,). The gradient is g·(onehot − softmax).
+    logits (U, V) float32, targets (U,) → (U,). The gradient is g·(onehot − softmax), so the
+    softmax is what is kept. It also gives the normaliser without another pass: the largest
+    probability is at least 1/V, so its logarithm is exact where a small one's is not.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        normalizer = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, targets, normalizer)
+        probabilities = torch.softmax(logits, -1)
+        top, where = logits.max(-1)
+        normalizer = top - probabilities.gather(-1, where[:, None])[:, 0].log()
+        ctx.save_for_backward(probabilities, targets)
         return logits.gather(-1, targets[:, None])[:, 0] - normalizer
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, targets, normalizer = ctx.saved_tensors
+        probabilities, targets = ctx.saved_tensors
         (gradient,) = gradients
-        buffer = torch.sub(logits, normalizer[:, None]).exp_().mul_(-gradient[:, None])
+        buffer = probabilities * -gradient[:, None]
         return buffer.scatter_add_(-1, targets[:, None], gradient[:, None]), None
 
 
