@@ -93,16 +93,20 @@ def win_notes(run: Artefacts) -> list[str]:
     rate, interval = win
     against = opponent(run)
     verdict = {
-        "preferred": "The interval lies above 0.5: the preference is not an accident of the "
-        "prompts that were drawn.",
-        "beaten": f"The interval lies below 0.5: {against} is really better here.",
+        "preferred": "The interval lies above 0.5: the preference is unlikely to be an accident "
+        "of the prompts that were drawn.",
+        "beaten": f"The interval lies below 0.5: {against} is better on such prompts.",
         "unclear": "The interval contains 0.5: these prompts do not show a difference.",
         "unknown": "No interval was recorded, so chance is not excluded.",
     }[_verdict(interval)]
     prompts = (run.evaluation or {}).get("prompts")
     on = f" on {counted(prompts, 'prompt')}" if isinstance(prompts, int) else ""
     ties = (run.evaluation or {}).get("ties")
-    halves = f"Ties, {ties:.0%} of the pairs, count half." if ties else "Ties count half."
+    halves = (
+        f"Ties, {ties:.0%} of the pairs, count half."
+        if isinstance(ties, float)
+        else "Ties count half."
+    )
     meaning = (
         "The share of the trained policy's answers that are preferred to those of "
         f"{against}{on}: {_with_interval(rate, interval)}. {halves}"
