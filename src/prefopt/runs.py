@@ -60,10 +60,12 @@ class Run:
         """Hold the run against every other process; makes the folder.
 
         Raises:
-            RunError: another process holds it, or the folder cannot be written.
+            RunError: another process holds it, the folder holds something else, or it cannot
+                be written.
         """
         import fcntl
 
+        self._check_ours()
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = open(self.folder / ".lock", "a+")  # noqa: SIM115 (held until the end)
@@ -90,19 +92,14 @@ class Run:
         Raises:
             RunError: the folder holds something else, or a run that learned differently.
         """
-        with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            strangers = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
-        if not self.recipe.exists():
-            if strangers:
-                raise self._not_ours(f"the folder is not a run: it holds {strangers[0].name}")
-        else:
-            self._check_ours()
-            if resolved.recipe.resume == "never":
-                self._clear()
-            else:
+        self._check_ours()
+        if self.recipe.exists():
+            if resolved.recipe.resume == "auto":
                 self._check_same(resolved)
                 return True
+            self._clear()
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.recipe, dump(resolved))
         return False
 
@@ -112,10 +109,18 @@ class Run:
         return self.manifest.exists()
 
     def _check_ours(self) -> None:
-        with _explained(self.recipe):
-            first = self.recipe.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        if first != HEADER:
-            raise self._not_ours("the folder holds a recipe.yaml that no run wrote")
+        """Refuse a folder that somebody else keeps things in; one that is not there is fine."""
+        if not self.folder.exists():
+            return
+        with _explained(self.folder):
+            names = sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".")
+        if "recipe.yaml" in names:
+            with _explained(self.recipe):
+                text = self.recipe.read_text(encoding="utf-8", errors="replace")
+            if not text.startswith(f"{HEADER}\n"):
+                raise self._not_ours("the folder holds a recipe.yaml that no run wrote")
+        elif names:
+            raise self._not_ours(f"the folder is not a run: it holds {names[0]}")
 
     def _not_ours(self, message: str) -> RunError:
         return RunError(

@@ -121,7 +121,6 @@ def _flag(name: str, panel: Panel) -> inspect.Parameter:
         help=help_text,
         metavar="CHOICE" if choices else _metavar(name, field.annotation),
         consume_multiple=name in _LISTS,
-        allow_leading_hyphen=kind is str,
     )
     return inspect.Parameter(
         name,

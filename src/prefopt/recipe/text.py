@@ -52,6 +52,15 @@ for _class in (_Loader, _Dumper):
             re.compile(rf"^(?:{_pattern})$"),
             ["" if letter == "\0" else letter for letter in _first],
         )
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text with escapes where it needs them: PyYAML folds some line breaks between quotes."""
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 

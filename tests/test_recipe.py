@@ -1,0 +1,284 @@
+"""Recipes: strict, with the origin of every value, and a text form that reads back the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefopt.errors import RecipeError
+from prefopt.recipe import Recipe, check_reference, dump, load_recipe, parse_flag
+from prefopt.recipe.text import parse_value
+
+BASE = {"model": "base", "data": "pairs.jsonl", "out": "runs/a"}
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(overrides: dict[str, Any], path: Path | None = None) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value
+
+
+# -- values and where they come from -------------------------------------------------------
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "model: base\ndata: pairs.jsonl\nout: runs/a\nobjective: {name: ipo, beta: 0.2}\nseed: 3\n",
+    )
+    resolved = load_recipe(path, {"objective.beta": 0.3, "warmup": 0.0})
+    recipe, origins = resolved.recipe, resolved.origins
+    assert (recipe.objective.name, recipe.objective.options) == ("ipo", {"beta": 0.3})
+    assert (recipe.seed, recipe.warmup, recipe.batch_size) == (3, 0.0, 64)
+    assert origins["objective.name"] == origins["seed"] == "recipe.yaml"
+    assert origins["objective.beta"] == origins["warmup"] == "command line"
+    assert origins["batch_size"] == "default"
+    assert set(origins) == set(resolved.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate", "origin"),
+    [
+        ({}, 5e-7, "default for full training"),
+        ({"adapter.name": "lora"}, 5e-6, "default for lora"),
+        ({"objective.name": "sft"}, 2e-5, "default for sft"),
+        ({"objective": "sft", "adapter": "lora"}, 2e-4, "default for sft with lora"),
+        ({"learning_rate": 1e-3}, 1e-3, "command line"),
+    ],
+)
+def test_the_learning_rate_depends_on_what_is_trained(
+    settings: dict[str, Any], rate: float, origin: str
+) -> None:
+    resolved = load_recipe(None, {**BASE, **settings})
+    assert resolved.recipe.learning_rate == rate
+    assert resolved.origins["learning_rate"] == origin
+
+
+def test_sources_are_a_path_a_list_of_paths_or_a_list_of_mappings() -> None:
+    def sources(data: Any) -> list[tuple[str, str | None, float | None]]:
+        recipe = load_recipe(None, {**BASE, "data": data}).recipe
+        return [(source.path, source.name, source.share) for source in recipe.data]
+
+    assert sources("a.jsonl") == [("a.jsonl", None, None)]
+    assert sources(["x/a.jsonl", "b"]) == [
+        ("x/a.jsonl", "a.jsonl", None),
+        ("b", "b", None),
+    ]
+    assert sources([{"path": "a", "name": "help", "share": 3}, {"path": "b", "share": 1.0}]) == [
+        ("a", "help", 3.0),
+        ("b", "b", 1.0),
+    ]
+
+
+def test_an_adapter_can_be_switched_off_again(tmp_path: Path) -> None:
+    path = written(tmp_path, "model: m\ndata: d\nout: o\nadapter: {name: lora, rank: 4}\n")
+    assert load_recipe(path, {}).recipe.adapter.rank == 4  # type: ignore[union-attr]
+    assert load_recipe(path, {"adapter": "none"}).recipe.adapter is None
+    assert load_recipe(path, {"adapter": None}).recipe.adapter is None
+    extra = load_recipe(path, {"adapter.use_rslora": True}).recipe.adapter
+    assert extra is not None
+    assert extra.options == {"use_rslora": True}
+
+
+def test_the_objectives_own_defaults_are_written_out_with_their_origin() -> None:
+    resolved = load_recipe(None, {**BASE, "objective.beta": 0.2})
+    filled = resolved.with_objective_options({"beta": 0.1, "length_normalize": True})
+    assert filled.recipe.objective.options == {"beta": 0.2, "length_normalize": True}
+    assert filled.origins["objective.beta"] == "command line"
+    assert filled.origins["objective.length_normalize"] == "default for dpo"
+
+
+def test_yaml_is_read_as_people_write_it(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "model: 1:30\ndata: 2024-01-01\nout: on\nsharing: off\nlearning_rate: 1e-6\n"
+    )
+    recipe = load_recipe(path, {}).recipe
+    assert (recipe.model, recipe.data[0].path, recipe.out) == ("1:30", "2024-01-01", "on")
+    assert (recipe.sharing, recipe.learning_rate) == ("off", 1e-6)
+
+
+def test_flags_are_typed_like_the_file_except_where_only_text_makes_sense() -> None:
+    assert parse_flag("learning_rate", "1e-6") == 1e-6
+    assert parse_flag("max_steps", "null") is None
+    assert parse_flag("adapter.target_modules", "[q_proj, v_proj]") == ["q_proj", "v_proj"]
+    assert parse_flag("out", "2024") == "2024"
+    assert parse_flag("objective.note", "a: b: c") == "a: b: c"
+
+
+# -- the text form -------------------------------------------------------------------------
+
+
+def test_a_dumped_recipe_says_where_each_value_came_from_and_reads_back(tmp_path: Path) -> None:
+    settings = {"objective.beta": 0.2, "adapter": "lora", "data": ["a", "b # c"], "device": "1e-6"}
+    resolved = load_recipe(None, {**BASE, **settings})
+    text = dump(resolved)
+    assert "  beta: 0.2  # command line" in text
+    assert "learning_rate: 5.0e-06  # default for lora" in text
+    again = load_recipe(written(tmp_path, text), {})
+    assert again.recipe == resolved.recipe
+    assert set(again.origins.values()) == {"recipe.yaml"}
+
+
+_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1)
+_VALUES = st.one_of(
+    _TEXT, st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()
+)
+
+
+@settings(deadline=None)
+@given(model=_TEXT, path=_TEXT, option=_VALUES, rate=st.floats(1e-300, 1e300))
+def test_any_recipe_reads_back_the_same(
+    tmp_path_factory: pytest.TempPathFactory, model: str, path: str, option: Any, rate: float
+) -> None:
+    resolved = load_recipe(
+        None,
+        {"model": model, "data": [{"path": path}], "out": model, "objective.x": option,
+         "learning_rate": rate},
+    )  # fmt: skip
+    file = tmp_path_factory.getbasetemp() / "round-trip.yaml"
+    file.write_bytes(dump(resolved).encode())
+    assert load_recipe(file, {}).recipe == resolved.recipe
+
+
+@settings(deadline=None)
+@given(_VALUES)
+def test_a_value_survives_its_text(value: Any) -> None:
+    from prefopt.recipe.text import write
+
+    _, _, line = write({"x": value}, {"x": "here"}).partition("\n")
+    assert parse_value(line)["x"] == value
+
+
+# -- what is refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "words"),
+    [
+        ({"learning_rat": 1e-6}, "learning_rat", "did you mean 'learning_rate'?"),
+        ({"learning-rate": 1e-6}, "learning-rate", "did you mean 'learning_rate'?"),
+        ({"lr": 1e-6}, "lr", "did you mean 'learning_rate'?"),
+        ({"beta": 0.1}, "beta", "did you mean 'objective.beta'?"),
+        ({"objectiv.beta": 0.1}, "objectiv", "did you mean 'objective'?"),
+        ({"xyz": 1}, "xyz", "the settings are: model, data"),
+        ({"data": [{"pth": "x"}]}, "data.0.pth", "did you mean 'path'?"),
+        ({"learning_rate": -1.0}, "learning_rate", "a number above 0"),
+        ({"learning_rate": "fast"}, "learning_rate", "a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate", "a number above 0"),
+        ({"warmup": 1.5}, "warmup", "at least 0 and at most 1"),
+        ({"batch_size": 2.5}, "batch_size", "a whole number at least 1"),
+        ({"batch_size": True}, "batch_size", "a whole number at least 1"),
+        ({"epochs": 0}, "epochs", "a whole number at least 1"),
+        ({"schedule": "step"}, "schedule", "one of: cosine, linear, constant"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing", "true or false"),
+        ({"objective": 3}, "objective", "a mapping"),
+        ({"objective.name": 3}, "objective.name", "text"),
+        ({"adapter.rank": 0}, "adapter.rank", "a whole number at least 1"),
+        ({"adapter.target_modules": 3}, "adapter.target_modules", "text or a list"),
+        ({"data": 3}, "data", "a path, a list of paths"),
+        ({"data": []}, "data", "a path, a list of paths"),
+        ({"data": [{"path": "x", "share": 0}]}, "data.0.share", "a number above 0"),
+        ({"model": ""}, "model", "text"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_would_be_right(
+    settings: dict[str, Any], field: str, words: str
+) -> None:
+    error = refused({**BASE, **settings})
+    assert error.field == field
+    assert words in str(error.remedy)
+    assert error.file is None
+
+
+@pytest.mark.parametrize("name", list(BASE))
+def test_a_missing_setting_is_named_with_its_flag(name: str) -> None:
+    error = refused({key: value for key, value in BASE.items() if key != name})
+    assert error.field == name
+    assert f"--{name}" in str(error.remedy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "reason"),
+    [
+        ({"eval_every": 5}, "eval_every", "there is no eval_data"),
+        ({"early_stop": 2, "eval_data": "e"}, "early_stop", "there is no eval_every"),
+        ({"early_stop": 2}, "early_stop", "there is no eval_data"),
+        ({"data": [{"path": "a", "share": 1}]}, "data", "only one source"),
+        ({"data": [{"path": "a", "share": 1}, {"path": "b"}]}, "data", "others have none"),
+        ({"data": ["x/a", "y/a"]}, "data", "the same name"),
+        ({"eval_data": ["x/a", "y/a"]}, "eval_data", "the same name"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(
+    settings: dict[str, Any], field: str, reason: str
+) -> None:
+    error = refused({**BASE, **settings})
+    assert error.field == field
+    assert reason in error.message
+
+
+def test_what_only_training_knows_about_the_reference_is_checked_there() -> None:
+    check_reference(load_recipe(None, BASE), needs_reference=True)
+    check_reference(load_recipe(None, {**BASE, "reference": "none"}), needs_reference=False)
+    for settings, needs, field in (
+        ({"reference": "none"}, True, "reference"),
+        ({"reference": "base"}, False, "reference"),
+        ({"reference_scores": "each_step"}, False, "reference_scores"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            check_reference(load_recipe(None, {**BASE, **settings}), needs_reference=needs)
+        assert caught.value.field == field
+
+
+# -- the file ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "words"),
+    [
+        ("model: [a", 1, "not YAML"),
+        ("model: m\n\tdata: d\n", 2, "not YAML"),
+        ("- a\n- b\n", 1, "mapping"),
+        ("model: m\nseed: 1\nmodel: n\n", 3, "set twice, first in row 1"),
+        ("model: m\n3: x\n", 2, "must be text"),
+        ("model: m\ndata: d\nout: o\nobjective:\n  name: dpo\nepoch: 3\n", 6, "no setting 'epoch'"),
+        ("model: m\ndata: d\nout: o\nadapter:\n  rank: -3\n", 5, "wrong value for adapter.rank"),
+        ("model: m\ndata: d\nout: o\neval_every: 3\n", 4, "no effect"),
+        ("", None, "'model' is missing"),
+    ],
+)
+def test_a_problem_in_the_file_is_named_with_its_row(
+    tmp_path: Path, text: str, row: int | None, words: str
+) -> None:
+    path = written(tmp_path, text)
+    error = refused({}, path)
+    assert words in error.message
+    assert (error.file, error.row) == (str(path), row)
+
+
+def test_a_problem_on_the_command_line_does_not_blame_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "model: m\ndata: d\nout: o\nwarmup: 0.1\n")
+    error = refused({"warmup": 2.0}, path)
+    assert (error.file, error.row, error.value) == (None, None, 2.0)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert "no such recipe" in refused({}, tmp_path / "nope.yaml").message
+    assert "folder" in refused({}, tmp_path).message
+    binary = tmp_path / "model.bin"
+    binary.write_bytes(b"\xff\xfe\x00\x01")
+    assert "UTF-8" in refused({}, binary).message
+
+
+def test_every_setting_has_a_description() -> None:
+    assert all(field.description for field in Recipe.model_fields.values())
