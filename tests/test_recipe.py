@@ -230,13 +230,13 @@ def test_a_setting_without_effect_is_refused(
 def test_what_only_training_knows_about_the_reference_is_checked_there() -> None:
     check_reference(load_recipe(None, BASE), needs_reference=True)
     check_reference(load_recipe(None, {**BASE, "reference": "none"}), needs_reference=False)
-    for settings, needs, field in (
+    for changed, needs, field in (
         ({"reference": "none"}, True, "reference"),
         ({"reference": "base"}, False, "reference"),
         ({"reference_scores": "each_step"}, False, "reference_scores"),
     ):
         with pytest.raises(RecipeError) as caught:
-            check_reference(load_recipe(None, {**BASE, **settings}), needs_reference=needs)
+            check_reference(load_recipe(None, {**BASE, **changed}), needs_reference=needs)
         assert caught.value.field == field
 
 
