@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefopt.errors import RecipeError
@@ -136,6 +136,7 @@ _VALUES = st.one_of(
 
 
 @settings(deadline=None)
+@example(model="0", path="auto", option="0", rate=1.0)
 @given(model=_TEXT, path=_TEXT, option=_VALUES, rate=st.floats(1e-300, 1e300))
 def test_any_recipe_reads_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, model: str, path: str, option: Any, rate: float
@@ -185,6 +186,7 @@ def test_a_value_survives_its_text(value: Any) -> None:
         ({"objective.name": 3}, "objective.name", "text"),
         ({"adapter.rank": 0}, "adapter.rank", "a whole number at least 1"),
         ({"adapter.target_modules": 3}, "adapter.target_modules", "text or a list"),
+        ({"data": [{"name": "x"}]}, "data.0.path", "set data.0.path in the recipe"),
         ({"data": 3}, "data", "a path, a list of paths"),
         ({"data": []}, "data", "a path, a list of paths"),
         ({"data": [{"path": "x", "share": 0}]}, "data.0.share", "a number above 0"),

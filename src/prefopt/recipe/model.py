@@ -238,11 +238,8 @@ def flat(recipe: Recipe) -> dict[str, Any]:
         if key in SECTIONS and value is not None:
             values |= {f"{key}.{inner}": item for inner, item in value.items()}
         elif key in ("data", "eval_data") and value is not None:
-            values[key] = [_without_none(source) for source in value]
+            sources = getattr(recipe, key)
+            values[key] = [source.model_dump(exclude_defaults=True) for source in sources]
         else:
             values[key] = value
     return values
-
-
-def _without_none(source: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if value not in (None, "auto")}

@@ -85,7 +85,8 @@ def explain(
     if problem["type"] == "missing":
         return RecipeError(
             f"'{name}' is missing: {_description(name, model)}",
-            remedy=f"set {name} in the recipe, or give {flag(name)}",
+            remedy=f"set {name} in the recipe"
+            + (f", or give --{name.replace('_', '-')}" if "." not in name else ""),
             **place,
         )
     return RecipeError(
@@ -94,11 +95,6 @@ def explain(
         remedy=f"it must be {allowed}",
         **place,
     )
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _place(problem: ErrorDetails, document: Any) -> list[str | int]:
