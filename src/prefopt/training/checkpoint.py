@@ -145,8 +145,8 @@ def _explained(path: Path) -> Iterator[None]:
             yield
     except CheckpointException as error:  # a BaseException, around one error per process
         inner = next((failure[0] for failure in error.failures.values()), error)
-        if isinstance(inner, OSError):
-            raise inner from error
+        if isinstance(inner, OSError) and not isinstance(inner, FileNotFoundError):
+            raise inner from error  # of the disk, which the run folder knows how to explain
         raise RunError(
             f"the checkpoint cannot be used: {inner}",
             file=str(path),

@@ -13,6 +13,16 @@ from prefopt.errors import MissingExtraError
 Log = Callable[[Mapping[str, Any]], None]
 
 
+def check_tracker(name: str) -> None:
+    """Find out before training that a tracker's library is there.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if name != "none":
+        _needed(name)
+
+
 @contextmanager
 def tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
     """Where a training's records also go, for as long as it lasts.
@@ -21,9 +31,6 @@ def tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[Lo
         name: a key of `TRACKERS`.
         folder: of the run; its name is the run's name there.
         settings: the resolved recipe, shown beside the curves.
-
-    Raises:
-        MissingExtraError: the library is not installed.
     """
     with TRACKERS[name](folder, settings) as log:
         yield log
@@ -53,7 +60,6 @@ def _none(folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
 
 @contextmanager
 def _tensorboard(folder: Path, settings: Mapping[str, Any]) -> Iterator[Log]:
-    _needed("tensorboard")
     writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
 
     def log(record: Mapping[str, Any]) -> None:

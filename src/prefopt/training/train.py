@@ -38,7 +38,7 @@ from prefopt.training.prepare import (
     score_reference,
     settle,
 )
-from prefopt.training.track import tracker
+from prefopt.training.track import check_tracker, tracker
 
 #: training steps whose mean is reported as the final one
 _FINAL_STEPS = 10
@@ -79,7 +79,8 @@ def train(resolved: ResolvedRecipe, *, progress: bool = True) -> TrainResult:
         progress: show settings, progress and findings on stderr.
 
     Raises:
-        RecipeError, DataError, PolicyError: wrong input; nothing was written.
+        RecipeError, DataError, PolicyError, MissingExtraError: wrong input or setting;
+            nothing was written.
         RunError: the run folder cannot be used, or holds another training.
         TrainingError: it cannot go on; the last checkpoint is as it was.
         KeyboardInterrupt: Ctrl-C, after a checkpoint was saved.
@@ -90,6 +91,7 @@ def train(resolved: ResolvedRecipe, *, progress: bool = True) -> TrainResult:
         with run.locked():
             run.begin(resolved)
             return _finished(run)
+    check_tracker(recipe.track)
     display.recipe(resolved)
     policy = load_policy(model_folder(recipe.model), device=recipe.device)
     learner = make_learner(policy, recipe, objective)
