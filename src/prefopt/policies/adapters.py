@@ -23,6 +23,10 @@ from prefopt.recipe import AdapterChoice
 #: PiSSA, OLoRA, CorDA and LoftQ change the base (0.40 and 0.75 nats off for the first two)
 _STARTS_AT_ZERO = (True, "gaussian")
 
+#: warnings of PEFT about what it does right by itself: an adapter beside a tied layer leaves the
+#: tie alone, GPT-2's transposed layers are recognised, and an old name still works
+_HARMLESS = (".*tie_word_embeddings", "fan_in_fan_out is set to", "`is_gradient_checkpointing`")
+
 #: PEFT's names of what the recipe calls differently
 _OUR_NAMES = {"r": "rank", "lora_alpha": "alpha"}
 
@@ -58,8 +62,8 @@ def attach_adapter(policy: Policy, choice: AdapterChoice, *, seed: int = 0) -> P
     _make_path_absolute(base)
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        # An adapter beside a tied layer leaves the tie alone; PEFT reads an old name.
-        warnings.filterwarnings("ignore", message=".*(tie_word_embeddings|is_gradient_check).*")
+        for harmless in _HARMLESS:
+            warnings.filterwarnings("ignore", message=harmless)
         torch.manual_seed(seed)
         try:
             model = get_peft_model(base, config)
