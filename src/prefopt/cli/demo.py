@@ -33,7 +33,7 @@ def demo(*, out: str = "runs/demo", seed: int = 0, quick: bool = False) -> Outco
         [
             f"Its answers win {percent(result['win_rate'])} of the time against the model before "
             f"({interval(result['win_rate_interval'])}), on prompts it never saw.",
-            f"The true reward rose from {result['reward_before']:.2f} to "
+            f"The true reward went from {result['reward_before']:.2f} to "
             f"{result['reward_after']:.2f}.",
             f"It moved {result['kl']:.1f} nats away from where it started, in "
             f"{result['seconds']:.0f} seconds.",
