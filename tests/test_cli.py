@@ -106,7 +106,7 @@ WRONG = (
     ("train {}/good.yaml --learning-rate 1 --learning-rate 2", 2, "multiple times"),
     ("train {}/good.yaml --early-stop 3", 2, "no effect"),
     ("train {}/good.yaml --reference none", 2, "reference"),
-    ("train {}/good.yaml --model {}/nope/nope/nope", 2, "cannot load"),
+    ("train {}/good.yaml --model {}/nope/nope/nope", 2, "not there"),
     ("train {}/good.yaml --model {}", 2, "without a model"),
     ("train {}/good.yaml --data {}/nope.jsonl", 2, "no such file"),
     ("train {}/good.yaml --data {}/empty.jsonl", 2, "no rows"),

@@ -65,27 +65,10 @@ def load_policy(name: str | Path, *, device: str | torch.device | None = None) -
         PolicyError: there is no such model, it is not a causal language model, or its
             tokenizer is missing.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source = str(name)
-    folder = Path(source)
-    adapter = (folder / "adapter_config.json").exists()
-    if folder.is_dir() and not adapter and not (folder / "config.json").exists():
-        raise PolicyError(
-            f"{source} is a folder without a model",
-            field="model",
-            value=source,
-            remedy="give a folder that has config.json (or adapter_config.json), "
-            "as save_pretrained writes it; a run's model is in its model/ folder",
-        )
+    _refuse_no_model(source)
     try:
-        if adapter:
-            from peft import AutoPeftModelForCausalLM
-
-            model: Any = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model, tokenizer = _load(source)
     except (OSError, ValueError, KeyError) as error:
         raise PolicyError(
             f"cannot load a causal language model from '{source}': {_first_line(error)}",
@@ -95,6 +78,41 @@ def load_policy(name: str | Path, *, device: str | torch.device | None = None) -
             "tokenizer's files",
         ) from error
     return Policy(model.to(device or default_device()), tokenizer, source)
+
+
+def _load(source: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if (Path(source) / "adapter_config.json").exists():
+        from peft import AutoPeftModelForCausalLM
+
+        loader: Any = AutoPeftModelForCausalLM
+    else:
+        loader = AutoModelForCausalLM
+    model = loader.from_pretrained(source, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(source)
+
+
+def _refuse_no_model(source: str) -> None:
+    """Say at once what asking a hub would say after a minute, or not so well."""
+    path = Path(source).expanduser()
+    files = ("config.json", "adapter_config.json")
+    if path.is_dir():
+        if not any((path / file).exists() for file in files):
+            raise PolicyError(
+                f"{source} is a folder without a model",
+                field="model",
+                value=source,
+                remedy="give a folder that has config.json (or adapter_config.json), "
+                "as save_pretrained writes it; a run's model is in its model/ folder",
+            )
+    elif path.exists() or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise PolicyError(
+            f"{source} is {'a file' if path.exists() else 'not there'}; a model is a folder",
+            field="model",
+            value=source,
+            remedy="give an existing folder that save_pretrained wrote, or a hub id",
+        )
 
 
 def default_device() -> torch.device:
