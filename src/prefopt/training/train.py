@@ -103,7 +103,8 @@ def train(resolved: ResolvedRecipe, *, progress: bool = True) -> TrainResult:
     if evaluation is not None:
         display.data("eval_data", evaluation.counts)
     with run.locked():
-        run.begin(resolved)
+        if run.begin(resolved) and run.finished:  # by another process, in the meantime
+            return _finished(run)
         started = _check_identity(run, learner, data, evaluation)
         state, diagnostics = _learn(run, resolved, learner, data, evaluation, display)
         display.findings(diagnostics)
@@ -188,20 +189,16 @@ def _restore(run: Run, checkpoints: Checkpoints, job: Job, learner: Learner) -> 
 
 
 def _finish(run: Run, learner: Learner, manifest: dict[str, Any]) -> TrainResult:
-    """Save the model, write the manifest last, and clear away what only a resume needs."""
-    for leftover in run.folder.glob(".model.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Save the model and write the manifest last."""
     with atomic_folder(run.model) as part:
         save_model(learner.policy, part)
     manifest["result"]["fingerprint"] = fingerprint_model(learner.policy.model)
     run.write_json(run.manifest, manifest)
-    for path in run.checkpoints.glob("step-*"):
-        shutil.rmtree(path)
     return _finished(run)
 
 
 def _finished(run: Run) -> TrainResult:
-    """The result of a finished run, from its manifest.
+    """The result of a finished run, from its manifest; clears away what is not needed any more.
 
     Raises:
         RunError: a data file has changed since.
@@ -216,6 +213,7 @@ def _finished(run: Run) -> TrainResult:
                     field="out",
                     remedy="choose another --out, or set resume: never to start it over",
                 )
+    _sweep(run)
     result = manifest["result"]
     return TrainResult(
         run=str(run.folder),
@@ -226,6 +224,16 @@ def _finished(run: Run) -> TrainResult:
         stopped=result["stopped"],
         eval=result["eval"],
     )
+
+
+def _sweep(run: Run) -> None:
+    """Remove checkpoints, and what a killed process left half-written."""
+    folders, patterns = (run.folder, run.checkpoints), ("step-*", ".*.part", ".*.old")
+    for path in chain.from_iterable(f.glob(p) for f in folders for p in patterns):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 # -- what goes in --------------------------------------------------------------------------
