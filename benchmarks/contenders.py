@@ -64,12 +64,13 @@ class Outcome:
     Attributes:
         losses: of each step, where the contender tells them.
         tokens: (prompt, chosen, rejected) ids of each row, in the order of `Task.rows`.
-        reference_seconds: spent on reference scores before the first step.
+        prepared: seconds spent before the meter was started on what is part of the job:
+            tokenising, and reference scores that are computed in advance.
     """
 
     losses: list[float] = field(default_factory=list)
     tokens: list[tuple[list[int], ...]] = field(default_factory=list)
-    reference_seconds: float = 0.0
+    prepared: float = 0.0
 
 
 class Meter:
@@ -140,9 +141,6 @@ def _prefopt(task: Task, meter: Meter, **options: Any) -> Outcome:
         meter.start()
         history = trainer.fit(placed)
     outcome = Outcome(losses=[record["loss"] for record in history])
-    if options["reference_scores"] == "cache":
-        to_first_step = meter.ends[0] - meter.started
-        outcome.reference_seconds = to_first_step - history[0]["seconds"]
     for group in Encoder(trainer.policy.tokenizer)(groups):
         edge = group.comparisons[0]
         sides = (group.completions[edge.preferred], group.completions[edge.dispreferred])
@@ -158,7 +156,9 @@ def plain(task: Task, meter: Meter) -> Outcome:
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=task.learning_rate, weight_decay=0.0, fused=True
     )
+    begin = time.perf_counter()
     outcome = Outcome(tokens=[encode(row, tokenizer) for row in task.rows])
+    outcome.prepared = time.perf_counter() - begin
     meter.start()
     for _ in range(task.epochs):
         for start in range(0, len(task.rows), task.batch):
@@ -212,8 +212,8 @@ def trl(task: Task, meter: Meter) -> Outcome:
 def trl_best(task: Task, meter: Meter) -> Outcome:
     """TRL's DPOTrainer at its best on a CPU.
 
-    No checkpointed gradients, reference scores computed before training (their time is
-    reported apart) and the timed rows sorted by length, so that little is padded.
+    No checkpointed gradients, reference scores computed before training and the timed rows
+    sorted by length, so that little is padded.
     """
     warm = task.warmup * task.batch
     if task.epochs == 1:
@@ -248,7 +248,7 @@ def _trl(task: Task, meter: Meter, **options: Any) -> Outcome:
             logging_steps=1 if task.epochs > 1 else 10,
             **options,
         )
-        before = time.perf_counter()
+        begin = time.perf_counter()
         trainer = DPOTrainer(
             policy,
             reference,
@@ -256,11 +256,9 @@ def _trl(task: Task, meter: Meter, **options: Any) -> Outcome:
             train_dataset=Dataset.from_list(task.rows),
             processing_class=tokenizer,
         )
-        outcome = Outcome(reference_seconds=time.perf_counter() - before)
+        outcome = Outcome(prepared=time.perf_counter() - begin)
         if options.get("precompute_ref_log_probs"):
             trainer.ref_model = reference = None  # its scores are all that is needed now
-        else:
-            outcome.reference_seconds = 0.0
         meter.start()
         trainer.train()
     outcome.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -328,14 +326,14 @@ def measure(contender: str, task: Task) -> dict[str, Any]:
         raise RuntimeError(f"{contender} made {len(meter.ends)} steps of {task.steps}")
     begin = meter.ends[task.warmup - 1] if task.warmup else meter.started
     pairs = (task.steps - task.warmup) * task.batch
+    whole = outcome.prepared + meter.ends[-1] - meter.started
     return {
         "contender": contender,
         "seconds": meter.ends[-1] - begin,
         "pairs": pairs,
         "pairs_per_second": pairs / (meter.ends[-1] - begin),
         "step_seconds": [b - a for a, b in zip(meter.ends, meter.ends[1:], strict=False)],
-        "seconds_to_first_step": meter.ends[0] - meter.started,
-        "reference_seconds": outcome.reference_seconds,
+        "whole_pairs_per_second": task.steps * task.batch / whole,
         "peak_mib": peak,
         "held_mib": meter.held_mib,
         "losses": outcome.losses,

@@ -17,7 +17,7 @@ VERSUS = ROOT / "benchmarks" / "versus.py"
 def versus(out: Path, contenders: str) -> dict:
     command = [sys.executable, str(VERSUS), "--smoke", "--threads", "1"]
     command += ["--contenders", contenders, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent, timeout=900)
     assert done.returncode == 0, done.stderr
     assert contenders.split(",")[0] in done.stdout
     return json.loads(out.read_text())

@@ -67,7 +67,7 @@ def run(folder: Path, words: list[str]) -> str:
     words = [str(EXAMPLE.parent.parent / w) if w.startswith("examples/") else w for w in words]
     program = {"prefopt": ["-m", "prefopt"], "python": []}[words[0]]
     command = [sys.executable, *program, *words[1:]]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{words}\n{done.stderr}"
     return done.stdout
 
