@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: where a process kills itself: the function it does so in, and in which of its calls
 KILLS: dict[str, tuple[str, int]] = {
     "while the reference is scored": ("prefopt.engine.cache.ScoreCache.put", 3),
-    "in the middle of training": ("prefopt.runs.Run.append_metrics", 9),
+    "in the middle of training": ("prefopt.runs.Run.append_metrics", 10),
     "while a checkpoint is written": ("prefopt.training.checkpoint.write_text", 2),
     "while the model is saved": ("prefopt.training.train.save_model", 1),
     "before the manifest is written": ("prefopt.training.train.fingerprint_model", 1),
@@ -39,7 +39,7 @@ KILLS: dict[str, tuple[str, int]] = {
 #: what each kill leaves, so that no test passes because nothing was interrupted
 LEFT = {
     "while the reference is scored": [],
-    # records: steps 1, 2, 3, an evaluation, 4, 5, 6, an evaluation, 7; the last one is at 6
+    # records: an evaluation, steps 1, 2, 3, an evaluation, 4, 5, 6, an evaluation, 7; the last one is at 6
     "in the middle of training": ["step-000006"],
     # the second one, complete but not yet in its place beside the first
     "while a checkpoint is written": [".step-000004", "step-000002"],
@@ -145,7 +145,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_weights(
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "undisturbed cache"))
     for given, out in ((settings, "full"), (lora, "undisturbed lora")):
         train(load_recipe(None, {**given, "out": str(tmp_path / out)}), progress=False)
-        assert len(outcome(tmp_path / out)) == 12 + 4
+        assert len(outcome(tmp_path / out)) == 12 + 5
     for name, (given, place, expected) in trainings.items():
         errors = processes[name].communicate(timeout=300)[1]
         assert processes[name].returncode == -signal.SIGKILL, errors
@@ -185,7 +185,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
     run_it("undisturbed", checkpoint_every=None)
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "another cache"))
-    with pytest.raises(KeyboardInterrupt), ctrl_c(6):  # the record of step 5
+    with pytest.raises(KeyboardInterrupt), ctrl_c(7):  # the record of step 5
         run_it("pressed", checkpoint_every=None)
     assert signal.getsignal(signal.SIGINT) is before
     (checkpoint,) = (tmp_path / "pressed" / "checkpoints").glob("step-*")
@@ -198,7 +198,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(
 @pytest.fixture
 def stopped(run_it: Callable[..., TrainResult]) -> Callable[..., TrainResult]:
     """`stopped(**settings)`: go on with a run that was stopped after step 5."""
-    with pytest.raises(KeyboardInterrupt), ctrl_c(6):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(7):
         run_it("run")
     return lambda **overrides: run_it("run", **overrides)
 

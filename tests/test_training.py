@@ -394,12 +394,12 @@ def test_early_stop_waits_for_a_lower_loss() -> None:
     assert state.step == 5  # the best evaluation is after step 3; two are worse
     assert state.stopped is not None
     losses = [record["loss"] for record in history if record["kind"] == "eval"]
-    assert state.best_loss == min(losses) == losses[2]
-    assert len(losses) == 5
+    assert state.best_loss == min(losses) == losses[3]  # the first is before step 1
+    assert len(losses) == 6
 
 
 def test_the_last_evaluation_is_at_the_end_and_there_is_one_only() -> None:
-    for steps, at in ((4, [2, 4]), (5, [2, 4, 5])):
+    for steps, at in ((4, [0, 2, 4]), (5, [0, 2, 4, 5])):
         job, _ = slope_job(steps, eval_every=2)
         job.evaluation = (job.examples, job.steps[:1])
         history: list[dict[str, Any]] = []
@@ -429,7 +429,7 @@ def test_a_run_holds_everything(
     for name in ("gradient_norm", "tokens_per_second", "comparisons_per_second", "learning_rate"):
         assert all(record[name] > 0 for record in train_records)
     evaluations = [record for record in history if record["kind"] == "eval"]
-    assert [record["step"] for record in evaluations] == [2, 4, 6]
+    assert [record["step"] for record in evaluations] == [0, 2, 4, 6]
     assert evaluations[-1]["comparisons"] == 6
 
     manifest = run.read_json(run.manifest)

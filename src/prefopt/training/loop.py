@@ -70,7 +70,8 @@ class Job:
         beta: scale of the rewards that are reported.
         max_grad_norm: gradients are clipped to this norm.
         evaluation: what it is evaluated on, with a plan of its own.
-        eval_every: steps between evaluations; there is always one at the end.
+        eval_every: steps between evaluations; there is always one before the first step
+            and one at the end.
         early_stop: evaluations without a lower loss after which training stops.
         checkpoint_every: steps between checkpoints.
         record: takes each metrics record as it is made.
@@ -109,6 +110,8 @@ def fit(job: Job, state: State) -> State:
         KeyboardInterrupt: Ctrl-C, once the step is finished and a checkpoint saved.
     """
     with _interruptible() as interrupted:
+        if job.evaluation and state.evaluated is None:
+            evaluate(job, state, epoch=0.0)  # what there was before, to compare with
         for step in job.steps[state.step :]:
             if state.stopped:
                 break
