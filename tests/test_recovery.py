@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from prefopt.data.worlds import EnumerableWorld, total_variation
+
+if TYPE_CHECKING:
+    from prefopt.policies.load import Policy
 
 BETA = 0.2
 
@@ -116,3 +120,44 @@ def test_without_the_reference_it_is_another_policy(world: EnumerableWorld) -> N
     assert total_variation(fitted, world.optimum(BETA)) > 0.1
     uniform = np.exp(world.reward / BETA) / np.exp(world.reward / BETA).sum()
     assert total_variation(fitted, uniform) < 1e-3
+
+
+def test_the_engine_recovers_it_too(make_policy: Callable[..., Policy]) -> None:
+    """The same through trees, a transformer and Adam: 27 completions of one prompt, all pairs.
+
+    The loss knows differences only, so the policy is compared among these completions.
+    """
+    import torch
+
+    from prefopt.engine.logps import Scorer
+    from prefopt.engine.tokens import TokenGroup
+    from prefopt.objectives import Comparisons, Scores, dpo
+
+    world = EnumerableWorld.random(seed=1, vocabulary=3, length=3)
+    policy = make_policy("llama", initializer_range=0.05)
+    completions = tuple((50 + row).astype(np.int32) for row in world.sequences)
+    group = TokenGroup(np.array([7, 8, 9], dtype=np.int32), completions)
+    first, second = np.triu_indices(len(completions), 1)
+    comparisons = Comparisons.of(
+        list(zip(first.tolist(), second.tolist(), strict=True)),
+        world.probability(first, second).tolist(),
+    )
+    scorer = Scorer(policy.model)
+    with torch.no_grad():
+        reference = scorer([group])
+    assert scorer.sharing == "trees"
+    lengths = torch.full((len(completions),), 3)
+    optimizer = torch.optim.Adam(policy.model.parameters(), lr=3e-3, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
+    for _ in range(600):
+        optimizer.zero_grad()
+        dpo(Scores(scorer([group]), reference, lengths), comparisons, beta=BETA).mean().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        fitted = scorer([group]).double().softmax(-1).numpy()
+    start = reference.double().softmax(-1).numpy()
+    best = start * np.exp(world.reward / BETA)
+    best /= best.sum()
+    assert total_variation(fitted, best) < 1e-3
+    assert total_variation(start, best) > 0.2
