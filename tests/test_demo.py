@@ -88,6 +88,25 @@ def test_again_is_free_and_the_same(
     assert {path.name for path in touched} <= {".lock", "report.html"}
 
 
+def test_one_seed_one_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit: pairs, weights and figures; another seed gives others."""
+    from prefopt import demo
+
+    small = demo.Scale(documents=200, prompts=16, heldout=4, test=16, hidden=32, layers=1)
+    monkeypatch.setattr(demo, "QUICK", small)
+
+    def made(name: str, seed: int) -> tuple[bytes, bytes, bytes]:
+        monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / f"cache-{name}"))
+        demo.run_demo(tmp_path / name, seed=seed, quick=True, progress=False)
+        files = ("pairs.jsonl", "dpo/model/model.safetensors", "dpo/evaluation.json")
+        first, second, third = ((tmp_path / name / file).read_bytes() for file in files)
+        return first, second, third
+
+    once = made("once", 0)
+    assert made("twice", 0) == once
+    assert all(a != b for a, b in zip(made("other", 1), once, strict=True))
+
+
 def test_a_folder_of_something_else_is_refused(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
