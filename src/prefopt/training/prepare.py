@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prefopt.engine.cache import ScoreCache
 from prefopt.engine.logps import Scorer
+from prefopt.engine.memory import keep_freed_memory
 from prefopt.errors import RecipeError
 from prefopt.objectives.registry import Objective, find_objective
 from prefopt.objectives.scores import Comparisons, Scores
@@ -131,6 +132,8 @@ def make_learner(
     Raises:
         RecipeError, PolicyError: what is asked cannot be done with this model or device.
     """
+    if policy.device.type == "cpu":
+        keep_freed_memory()
     policy.model.eval()
     precision = choose_precision(recipe.precision, policy.device)
     fingerprint = fingerprint_model(policy.model)
