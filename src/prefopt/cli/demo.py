@@ -8,7 +8,7 @@ from prefopt.cli.outcome import Outcome, interval, percent
 def demo(*, out: str = "runs/demo", seed: int = 0, quick: bool = False) -> Outcome:
     """Train and measure on a small generated world, end to end.
 
-    Short film reviews from a seeded grammar, with a known reward: a small model learns to
+    Short reviews from a seeded grammar, with a known reward: a small model learns to
     write them (SFT), its own pairs are compared by the reward with noise, DPO learns from the
     comparisons, and the result is measured on prompts it never saw. It takes about three
     minutes on two cores and needs no network.

@@ -114,12 +114,12 @@ def length_drift(train: Sequence[Record]) -> Diagnostic | None:
     ratio = _mean(train, "length_preferred") / _mean(train, "length_dispreferred")
     if 1 / LENGTH_RATIO < ratio < LENGTH_RATIO:
         return None
-    longer, factor = ("longer", ratio) if ratio > 1 else ("shorter", 1 / ratio)
+    longer, how = ("longer", "as long") if ratio > 1 else ("shorter", "as short")
     return Diagnostic(
         "length_drift",
         "warning",
-        f"preferred completions are {factor:.1f} times {'as long' if ratio > 1 else 'shorter'} "
-        f"as the others, so the policy will learn to answer {longer}",
+        f"preferred completions are {max(ratio, 1 / ratio):.1f} times {how} as the others, "
+        f"so the policy will learn to answer {longer}",
         "compare the lengths of samples before and after, add pairs of equal length, or use "
         "`ipo`, which compares means per token",
         train[-1]["step"],
