@@ -146,13 +146,15 @@ class Recipe(_Strict):
     )
     seed: int = Field(default=0, ge=0, description="seed of everything random")
     eval_every: Positive | None = Field(
-        default=None, description="steps between evaluations; one more follows at the end"
+        default=None,
+        description="steps between evaluations; there is one before the first step and one at "
+        "the end in any case",
     )
     early_stop: Positive | None = Field(
         default=None, description="stop after this many evaluations without a lower loss"
     )
     checkpoint_every: Positive | None = Field(
-        default=None, description="steps between checkpoints; by default one on Ctrl-C only"
+        default=500, description="steps between checkpoints; Ctrl-C saves one too"
     )
     resume: Literal["auto", "never"] = Field(
         default="auto", description="continue the run in the folder, or start it over"
