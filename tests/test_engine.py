@@ -183,6 +183,19 @@ def test_a_wrong_tree_is_noticed(
     assert scorer.difference > 1e-3
 
 
+def test_lack_of_memory_is_not_taken_for_a_difference(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scorer = Scorer(make_model("llama"))
+    monkeypatch.setattr(scorer, "_trees", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer(token_groups())
+    assert scorer.sharing is None
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
 def test_flex_attention_sees_what_segments_see(

@@ -162,6 +162,8 @@ class Scorer:
         rows = torch.cat([self._rows([group]).cpu() for group in groups])
         try:
             trees = self._trees(groups).cpu()
+        except torch.OutOfMemoryError:
+            raise  # separate rows would need more, not less
         except (
             NotImplementedError,
             RuntimeError,
