@@ -579,6 +579,38 @@ def test_a_damaged_container_is_an_error(tmp_path: Path, name: str) -> None:
         list(read_groups(tmp_path / name))
 
 
+def test_rows_behind_a_json_array_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(json.dumps(ROWS).encode() + b"\n" + json.dumps(ROWS).encode())
+    with pytest.raises(DataError, match="follows the end of the array"):
+        list(read_groups(path))
+    path.write_bytes(json.dumps(ROWS).encode() + b" \r\n ")
+    assert list(read_groups(path))
+
+
+@pytest.mark.parametrize("wrap", [lambda row: [row], lambda row: {"data": [row]}])
+def test_half_a_surrogate_pair_is_refused_in_json_too(tmp_path: Path, wrap: Any) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(wrap({"prompt": "a", "chosen": "\ud800", "rejected": "b"})))
+    with pytest.raises(DataError, match="not valid UTF-8") as caught:
+        list(read_groups(path))
+    assert (caught.value.kind, caught.value.row) == ("unreadable_row", 1)
+
+
+@pytest.mark.parametrize("start", ["", '{"data": '])
+def test_blanks_before_json_are_no_empty_file(tmp_path: Path, start: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(" " * 3_000_000 + start + json.dumps(ROWS) + ("}" if start else ""))
+    assert list(read_groups(path))
+
+
+def test_a_folder_with_a_link_to_its_own_file_is_not_counted_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(_lines(ROWS))
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    with pytest.raises(DataError, match="named twice"):
+        read_groups(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.jsonl.zst"])
 def test_an_empty_file_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,11 +46,12 @@ MicrobatchTokens = Annotated[
 ]
 
 
-def check_target(out: str | None, *endings: str) -> None:
+def check_target(out: str | None, *endings: str, read: Iterable[str] = ()) -> None:
     """Refuse a file that could not be written, before the work rather than after it.
 
     Raises:
-        UsageError: its ending is another, its folder cannot be made, or it is a folder.
+        UsageError: its ending is another, its folder cannot be made, it is a folder, or it is
+            among the files that are `read`.
     """
     if out is None:
         return
@@ -59,6 +61,8 @@ def check_target(out: str | None, *endings: str) -> None:
         problem = f"the name must end with {' or '.join(endings)}"
     elif path.is_dir():
         problem = "there is a folder of that name"
+    elif path.exists() and any(_holds(source, path) for source in read):
+        problem = "it is a file that is read, which would be lost"
     else:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,3 +70,9 @@ def check_target(out: str | None, *endings: str) -> None:
             problem = f"its folder cannot be made: {error.strerror}"
     if problem:
         raise UsageError(problem, field="--out", value=out, remedy="choose another --out")
+
+
+def _holds(source: str, path: Path) -> bool:
+    """Whether a file is the source, or in it if that is a folder."""
+    real = path.resolve()
+    return Path(source).resolve() in (real, *real.parents) and Path(source).exists()

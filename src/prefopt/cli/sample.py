@@ -65,7 +65,7 @@ def sample(
     With `--json`: `prompts`, `completions`, `out`, `samples` (objects with `prompt` and
     `completions`; null where they were written to a file).
     """
-    check_target(out, ".jsonl", ".jsonl.gz", ".jsonl.zst")
+    check_target(out, ".jsonl", ".jsonl.gz", ".jsonl.zst", read=files)
     asked = _prompts(files, prompt)
     how = {"n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p,
            "top_k": top_k, "seed": seed, "batch_size": batch_size}  # fmt: skip

@@ -62,7 +62,7 @@ def score(
     With `--json`: `comparisons`, `accuracy`, `accuracy_interval`, `margin`,
     `length_baseline`, `prompts`, `skipped`, `cut`, `rows`.
     """
-    check_target(out, ".jsonl")
+    check_target(out, ".jsonl", read=data)
     settings = {"beta": beta, "microbatch_tokens": microbatch_tokens, "max_length": max_length,
                 "too_long": too_long, "on_error": on_error, "seed": seed}  # fmt: skip
     document = _measure(policy, reference, data, device, out, settings)

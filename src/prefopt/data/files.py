@@ -37,9 +37,8 @@ def find_files(path: Paths) -> list[str]:
         DataError: there is no such file, a folder has no data in it, a file's name does not
             say what it is, or a file is named twice.
     """
-    if isinstance(path, str | Path):
-        return _files_of(str(path))
-    files = [file for part in path for file in _files_of(str(part))]
+    parts = [path] if isinstance(path, str | Path) else path
+    files = [file for part in parts for file in _files_of(str(part))]
     if not files:
         raise DataError(
             "the list of files is empty", kind="unreadable_file", remedy="name at least one file"
@@ -52,7 +51,8 @@ def find_files(path: Paths) -> list[str]:
                 "the file is named twice, so its rows would count twice",
                 kind="unreadable_file",
                 file=file,
-                remedy="name it once, on its own or by its folder",
+                remedy="name it once, on its own or by its folder; a folder should not have links to its "
+                "own files",
             )
         seen.add(name)
     return files
@@ -205,8 +205,6 @@ def _lines(file: str) -> Rows:
 def _parsed(line: bytes) -> Row | DataError:
     try:
         row = json.loads(line.decode("utf-8"))
-        if b"\\ud" in line or b"\\uD" in line:  # an escaped half of a surrogate pair?
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         return DataError(
             "the text is not valid UTF-8"
@@ -216,7 +214,22 @@ def _parsed(line: bytes) -> Row | DataError:
             value=line.decode("utf-8", "replace").rstrip("\n"),
             remedy=KINDS["unreadable_row"][2],
         )
-    return _object(row)
+    escaped = b"\\ud" in line or b"\\uD" in line  # perhaps half of a surrogate pair
+    return _encodable(_object(row)) if escaped else _object(row)
+
+
+def _encodable(row: Row | DataError) -> Row | DataError:
+    """The row, unless its text has half of a surrogate pair, which is no character."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeError:
+        return DataError(
+            "the text is not valid UTF-8",
+            kind="unreadable_row",
+            value=json.dumps(row, default=str),
+            remedy=KINDS["unreadable_row"][2],
+        )
+    return row
 
 
 def _object(row: Any) -> Row | DataError:
@@ -234,6 +247,8 @@ def _json(file: str) -> Rows:
     """An array, `{"data": [...]}`, or JSON lines under the name .json (which is common)."""
     with _open(file) as stream:
         head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+        while not head and (more := stream.read(_HEAD)):  # blanks before anything else
+            head = more.lstrip()
         first = head + stream.readline() if head.startswith(b"{") else head
     if head.startswith(b"["):
         with io.TextIOWrapper(_open(file), encoding="utf-8-sig") as text:
@@ -252,18 +267,21 @@ def _document(file: str) -> Rows:
             raise _Corrupt(f"it is not valid JSON: {error}") from error
     rows = document.get("data") if isinstance(document, dict) else None
     for number, row in enumerate(rows if isinstance(rows, list) else [document], start=1):
-        yield number, _object(row)
+        yield number, _encodable(_object(row))
 
 
 def _array(text: IO[str]) -> Rows:
     """The elements of a JSON array, without ever holding the whole of it."""
     decoder = json.JSONDecoder()
-    buffer, size, number, position = text.read(_CHUNK), _CHUNK, 0, 0
+    buffer, size, number = text.read(_CHUNK), _CHUNK, 0
+    while "[" not in buffer:  # blanks before it
+        buffer = text.read(_CHUNK)
     position = buffer.index("[") + 1
     while True:
         position = _skip(buffer, position, " \t\r\n" + ("," if number else ""))
         try:
             if buffer[position : position + 1] == "]":
+                _refuse_more(buffer[position + 1 :], text)
                 return
             row, position = decoder.raw_decode(buffer, position)
         except (ValueError, RecursionError) as error:
@@ -273,7 +291,15 @@ def _array(text: IO[str]) -> Rows:
             buffer, position, size = buffer[position:] + more, 0, size * 2
             continue
         number, size = number + 1, _CHUNK
-        yield number, _object(row)
+        yield number, _encodable(_object(row))
+
+
+def _refuse_more(rest: str, text: IO[str]) -> None:
+    """Rows behind the end of an array would be left out and nobody would know."""
+    while rest:
+        if not rest.isspace():
+            raise _Corrupt(f"something follows the end of the array: {rest.strip()[:40]!r}")
+        rest = text.read(_CHUNK)
 
 
 def _skip(buffer: str, position: int, characters: str) -> int:

@@ -63,10 +63,11 @@ def load_policy(name: str | Path, *, device: str | torch.device | None = None) -
 
     Raises:
         PolicyError: there is no such model, it is not a causal language model, or its
-            tokenizer is missing.
+            tokenizer is missing; or there is no such device.
     """
     source = str(name)
     _refuse_no_model(source)
+    target = _usable(device) if device else default_device()
     try:
         model, tokenizer = _load(source)
     except (OSError, ValueError, KeyError) as error:
@@ -77,7 +78,7 @@ def load_policy(name: str | Path, *, device: str | torch.device | None = None) -
             remedy="give an existing folder or a hub id; a folder needs the model's and the "
             "tokenizer's files",
         ) from error
-    return Policy(model.to(device or default_device()), tokenizer, source)
+    return Policy(model.to(target), tokenizer, source)
 
 
 def _load(source: str) -> tuple[Any, Any]:
@@ -120,6 +121,19 @@ def default_device() -> torch.device:
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     return torch.device("cpu")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """A device by name, once something was put on it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter without the build for it
+        raise PolicyError(
+            f"the device cannot be used: {_first_line(error)}",
+            field="device",
+            value=str(device),
+            remedy="leave it out for the first accelerator, or set it to cpu",
+        ) from error
 
 
 def disable_dropout(model: nn.Module) -> None:

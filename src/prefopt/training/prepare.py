@@ -6,6 +6,7 @@ option exists, that a setting has an effect, that the device can do what is aske
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -278,7 +279,7 @@ def _check_option_types(options: Mapping[str, Any], objective: Objective) -> Non
         if isinstance(default, bool):
             wanted = None if isinstance(value, bool) else "true or false"
         elif name == "beta":
-            wanted = None if number and value > 0 else "a number above 0"
+            wanted = None if number and 0 < value < math.inf else "a number above 0"
         elif isinstance(default, float):
             wanted = None if number else "a number"
         if wanted:
