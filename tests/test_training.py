@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefopt.cli.app import run as run_command
 from prefopt.engine.tokens import TokenGroup
 from prefopt.errors import (
     DataError,
@@ -598,6 +599,21 @@ def test_unpaired_data_is_nothing_for_dpo(run_it: Callable[..., TrainResult], pa
     with pytest.raises(DataError, match="nothing for objective 'dpo'") as caught:
         run_it()
     assert caught.value.field == "data"
+    assert "`sft`" in str(caught.value.remedy)
+
+
+def test_the_command_shows_held_out_numbers_and_says_when_nothing_was_left_to_do(
+    tiny_policy_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = write(tmp_path / "held-out.jsonl", rows(6, seed=1))
+    command = ["train", "--model", str(tiny_policy_folder), "--data", str(pairs)]
+    command += ["--eval-data", str(held_out), "--out", str(tmp_path / "run"), "--max-steps", "1"]
+    for said in (False, True):
+        assert run_command(command) == 0
+        out, err = capsys.readouterr()
+        assert "held-out accuracy" in out
+        assert "held-out loss" in out
+        assert ("finished before" in err) is said
 
 
 def test_a_tracker_that_is_not_installed(

@@ -75,6 +75,9 @@ def _shown(result: dict[str, Any]) -> list[Any]:
     }
     if result["accuracy"] is not None:
         rows = {"final accuracy": percent(result["accuracy"]), **rows}
+    for name, held_out in (("loss", "{:.4f}".format), ("accuracy", percent)):
+        if name in (result["eval"] or {}):
+            rows = {f"held-out {name}": held_out(result["eval"][name]), **rows}
     steps = f"Trained {result['steps']} steps"
     sentence = f"{steps}, stopped early: {result['stopped']}." if result["stopped"] else f"{steps}."
     return [sentence, table(rows)]

@@ -93,14 +93,17 @@ def prepare_data(
 
 
 def _nothing_left(field: str, objective: Objective, skipped: Mapping[str, int]) -> DataError:
+    remedy = "check that the file has rows"
+    if set(skipped) == {f"nothing_for_{objective.name}"} and objective.reads == "comparisons":
+        remedy = "give rows that compare completions of one prompt, or train on these with `sft`"
+    elif skipped:
+        remedy = "look at what was skipped with `prefopt check`"
     return DataError(
         f"{field} has nothing for objective '{objective.name}' to learn from",
         kind="nothing_to_learn",
         field=field,
         value=skipped or None,
-        remedy="look at what was skipped with `prefopt check`"
-        if skipped
-        else "check that the file has rows",
+        remedy=remedy,
     )
 
 

@@ -90,7 +90,9 @@ def train(resolved: ResolvedRecipe, *, progress: bool = True) -> TrainResult:
     if run.finished and recipe.resume == "auto":
         with run.locked():
             run.begin(resolved)
-            return _finished(run)
+            result = _finished(run)
+        display.note("this training was finished before: nothing is done again")
+        return result
     check_tracker(recipe.track)
     display.recipe(resolved)
     policy = load_policy(model_folder(recipe.model), device=recipe.device)
