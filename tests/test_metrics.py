@@ -19,7 +19,7 @@ LOSSES = torch.tensor([0.4, 1.2])
 
 def test_means_by_hand() -> None:
     tally = Tally(beta=0.1)
-    tally.add(SCORES, EDGES, LOSSES, ["a", "a"])
+    tally.add(SCORES, EDGES, LOSSES, [None, None])
     means = tally.means()
     # weights 3 and 1: (3·x₁ + x₂) / 4
     assert means["loss"] == pytest.approx((3 * 0.4 + 1.2) / 4)
@@ -32,7 +32,16 @@ def test_means_by_hand() -> None:
     assert means["length_preferred"] == pytest.approx((3 * 5 + 6) / 4)
     assert means["length_dispreferred"] == pytest.approx((3 * 6 + 4) / 4)
     assert means["comparisons"] == 2
-    assert "sources" not in means  # there is only one
+    assert "sources" not in means  # none has a name
+
+
+def test_a_step_of_a_mixture_that_has_one_source_names_it() -> None:
+    tally = Tally()
+    tally.add(SCORES, EDGES, LOSSES, ["helpful", "helpful"])
+    means = tally.means()
+    assert list(means["sources"]) == ["helpful"]
+    assert means["sources"]["helpful"]["comparisons"] == 2
+    assert means["sources"]["helpful"]["loss"] == means["loss"]
 
 
 def test_ties_count_half_on_either_side() -> None:

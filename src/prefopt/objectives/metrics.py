@@ -88,6 +88,7 @@ class Tally:
     def means(self) -> dict[str, Any]:
         """Weighted mean of each metric, the number of comparisons, and the same by source.
 
+        A named source is told even where it is the only one: the next step may have another.
         A metric that only some micro-batches have is left out: it would be a mean of part.
         """
         names = set(self._columns[0]).intersection(*self._columns)
@@ -97,7 +98,7 @@ class Tally:
             if name in names
         }
         result: dict[str, Any] = _weighted_means(table)
-        if len(set(self._sources)) > 1:
+        if set(self._sources) != {None}:
             result["sources"] = {
                 str(source): self._of_source(table, source)
                 for source in dict.fromkeys(self._sources)

@@ -198,7 +198,7 @@ def engine(run: Artefacts) -> list[str]:
 
 def per_source(run: Artefacts) -> Table | None:
     """Metrics by data source at the end of the run; None if there is only one."""
-    held_out = [record for record in run.eval if record.sources][-1:]
+    held_out = [record for record in run.eval if len(record.sources) > 1][-1:]
     window = held_out or run.train[-max(1, len(run.train) // 10) :]
     names = sorted({name for record in window for name in record.sources})
     if len(names) < 2:
