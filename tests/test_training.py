@@ -399,6 +399,15 @@ def test_early_stop_waits_for_a_lower_loss() -> None:
     assert len(losses) == 6
 
 
+def test_a_training_that_did_all_its_steps_was_not_stopped_early() -> None:
+    job, _ = slope_job(5)
+    job.rate = lambda step: 1.0 if step < 3 else -1.0
+    job.evaluation = (job.examples, job.steps[:1])
+    job.eval_every, job.early_stop = 1, 2
+    state = fit(job, State())
+    assert (state.step, state.waiting, state.stopped) == (5, 2, None)
+
+
 def test_the_last_evaluation_is_at_the_end_and_there_is_one_only() -> None:
     for steps, at in ((4, [0, 2, 4]), (5, [0, 2, 4, 5])):
         job, _ = slope_job(steps, eval_every=2)

@@ -51,8 +51,8 @@ def find_files(path: Paths) -> list[str]:
                 "the file is named twice, so its rows would count twice",
                 kind="unreadable_file",
                 file=file,
-                remedy="name it once, on its own or by its folder; a folder should not have links to its "
-                "own files",
+                remedy="name it once, on its own or by its folder, and keep links to a "
+                "folder's own files out of it",
             )
         seen.add(name)
     return files

@@ -62,7 +62,7 @@ class Checkpoints:
 
         path = self.folder / f"step-{state.step:06d}"
         document = {"state": asdict(state), "random": _random_state(), **further}
-        with atomic_folder(path) as part, _explained(path):
+        with atomic_folder(path) as part, _explained(path, writing=True):
             dcp.save(self._tensors(), checkpoint_id=part / "state", no_dist=True)
             write_text(part / _MARKER, json.dumps(document))
         for other in self._complete():
@@ -135,7 +135,7 @@ def save_model(policy: Policy, folder: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, *, writing: bool = False) -> Iterator[None]:
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -147,6 +147,12 @@ def _explained(path: Path) -> Iterator[None]:
         inner = next((failure[0] for failure in error.failures.values()), error)
         if isinstance(inner, OSError) and not isinstance(inner, FileNotFoundError):
             raise inner from error  # of the disk, which the run folder knows how to explain
+        if writing:  # torch's own writer has no better word for a disk that is full
+            raise RunError(
+                f"the checkpoint cannot be written, perhaps because the disk is full: {inner}",
+                file=str(path),
+                remedy="make room, and run the same command again",
+            ) from error
         raise RunError(
             f"the checkpoint cannot be used: {inner}",
             file=str(path),

@@ -190,7 +190,8 @@ def evaluate(job: Job, state: State, epoch: float) -> None:
     state.evaluated, state.evaluation = state.step, means
     state.waiting = 0 if means["loss"] < state.best_loss else state.waiting + 1
     state.best_loss = min(means["loss"], state.best_loss)
-    if job.early_stop is not None and state.waiting >= job.early_stop:
+    before_the_end = state.step < len(job.steps)
+    if before_the_end and job.early_stop is not None and state.waiting >= job.early_stop:
         state.stopped = (
             f"the evaluation loss has not fallen below {state.best_loss:.4g} "
             f"in {state.waiting} evaluations"
