@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from prefopt.errors import PolicyError
+from prefopt.policies.export import model_folder
 from prefopt.policies.load import Policy, disable_dropout, load_policy
 
 
@@ -71,3 +72,18 @@ def test_a_model_without_its_tokenizer(make_model: Callable[..., Any], tmp_path:
     make_model("llama").save_pretrained(tmp_path)
     with pytest.raises(PolicyError, match="cannot load"):
         load_policy(tmp_path)
+
+
+def test_a_run_that_is_not_finished_has_no_model(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: base\n")
+    with pytest.raises(PolicyError, match="not finished") as caught:
+        model_folder(tmp_path)
+    assert "goes on where it was stopped" in str(caught.value.remedy)
+    (tmp_path / "model").mkdir()
+    assert model_folder(tmp_path) == str(tmp_path / "model")
+
+
+def test_a_model_folder_may_hold_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: base\n")
+    (tmp_path / "config.json").write_text("{}")
+    assert model_folder(tmp_path) == str(tmp_path)

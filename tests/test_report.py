@@ -414,7 +414,7 @@ def test_an_sft_run_has_no_words_about_preference(tmp_path: Path) -> None:
     )
     reader = read(build_report(run))
     assert "SFT on 2,291 completions from" in reader.text
-    assert "The training loss fell from 4.00 to 0.500." in reader.text
+    assert "The training loss fell from 4.00 at first to 0.500." in reader.text
     assert "Nothing was flagged." in reader.text
     assert "1,130 groups, 2,291 completions, 181,204 tokens" in reader.text
     for word in ("dispreferred", "comparison", "evaluation", "smoothed"):

@@ -39,7 +39,8 @@ KILLS: dict[str, tuple[str, int]] = {
 #: what each kill leaves, so that no test passes because nothing was interrupted
 LEFT = {
     "while the reference is scored": [],
-    # records: an evaluation, steps 1, 2, 3, an evaluation, 4, 5, 6, an evaluation, 7; the last one is at 6
+    # records: an evaluation, steps 1, 2, 3, an evaluation, 4, 5, 6, an evaluation, 7;
+    # the last checkpoint is at 6
     "in the middle of training": ["step-000006"],
     # the second one, complete but not yet in its place beside the first
     "while a checkpoint is written": [".step-000004", "step-000002"],

@@ -69,12 +69,12 @@ def train(recipe: str | None = None, /, **settings: Any) -> Outcome:
 def _shown(result: dict[str, Any]) -> list[Any]:
     rows = {
         "run": result["run"],
-        "final loss": f"{result['final_loss']:.4f}",
+        "training loss, last ten steps": f"{result['final_loss']:.4f}",
         "left out": counts(result["skipped"]),
         "report": result["report"],
     }
     if result["accuracy"] is not None:
-        rows = {"final accuracy": percent(result["accuracy"]), **rows}
+        rows = {"training accuracy, last ten steps": percent(result["accuracy"]), **rows}
     for name, held_out in (("loss", "{:.4f}".format), ("accuracy", percent)):
         if name in (result["eval"] or {}):
             rows = {f"held-out {name}": held_out(result["eval"][name]), **rows}

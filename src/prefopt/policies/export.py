@@ -19,10 +19,22 @@ _PROBE = 32  # tokens that the two are compared on
 
 
 def model_folder(source: str | Path) -> str:
-    """What to load for a name that may be a run's folder: the model in it, else the name."""
+    """What to load for a name that may be a run's folder: the model in it, else the name.
+
+    Raises:
+        PolicyError: it is a run that has no model yet.
+    """
     model = Path(source) / "model"
-    is_run = (Path(source) / "recipe.yaml").exists() and model.is_dir()
-    return str(model) if is_run else str(source)
+    if not (Path(source) / "recipe.yaml").exists() or (Path(source) / "config.json").exists():
+        return str(source)
+    if not model.is_dir():
+        raise PolicyError(
+            f"{source} is a run that is not finished, so it has no model yet",
+            field="model",
+            value=str(source),
+            remedy="give its `prefopt train` command again: it goes on where it was stopped",
+        )
+    return str(model)
 
 
 def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:

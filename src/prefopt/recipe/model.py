@@ -144,7 +144,7 @@ class Recipe(_Strict):
         default=None,
         description="where to compute, such as cpu or cuda; by default the first accelerator",
     )
-    seed: int = Field(default=0, ge=0, description="seed of everything random")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of everything random")
     eval_every: Positive | None = Field(
         default=None,
         description="steps between evaluations; there is one before the first step and one at "

@@ -168,8 +168,12 @@ def course(run: Artefacts, metric: str) -> Course | None:
         start = held_out.steps[0]
         since = f" at step {number(start)}" if start else ""
         return Course("held-out", held_out.values[0], since, held_out.values[-1])
-    reached = ends(series(run.train, metric))
-    return None if reached is None else Course("training", reached[0], "", reached[1])
+    curve = series(run.train, metric)
+    reached = ends(curve)
+    if reached is None:
+        return None
+    since = " over the first tenth of the steps" if len(curve.values) >= 20 else " at first"
+    return Course("training", reached[0], since, reached[1])
 
 
 def tiles(run: Artefacts) -> list[Tile]:

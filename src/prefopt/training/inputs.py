@@ -45,7 +45,9 @@ def recipe_of(
                 f"a trainer has no option '{name}'",
                 field=name,
                 value=options[name],
-                remedy="it trains DPO without a run folder; use prefopt.train for that",
+                remedy="it is called `lr` here"
+                if name == "learning_rate"
+                else "it trains DPO without a run folder; use prefopt.train for that",
             )
     in_memory = "(in memory)"
     overrides = {
