@@ -284,3 +284,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in Recipe.model_fields.values())
+
+
+def test_overrides_say_where_they_come_from() -> None:
+    required = {"model": "m", "data": "d.jsonl", "out": "o"}
+    assert load_recipe(None, required).origins["model"] == "command line"
+    assert load_recipe(None, required, origin="demo").origins["model"] == "demo"

@@ -226,7 +226,7 @@ class Demo:
         from prefopt.training.train import train
 
         settings = {**settings, "out": str(run.folder), "seed": self.seed}
-        train(load_recipe(None, settings), progress=self.progress)
+        train(load_recipe(None, settings, origin="demo"), progress=self.progress)
 
     def measure(self) -> None:
         """Both policies answer the same test prompts; the reward says which answer is better."""

@@ -14,12 +14,15 @@ from prefopt.recipe.model import SECTIONS, Recipe, ResolvedRecipe, flat
 from prefopt.recipe.refusals import explain
 
 
-def load_recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> ResolvedRecipe:
+def load_recipe(
+    path: str | Path | None, overrides: Mapping[str, Any], *, origin: str = "command line"
+) -> ResolvedRecipe:
     """A YAML file with overrides on top of it, resolved.
 
     Args:
         path: the file; None where everything is an override.
         overrides: values by dotted name, such as `{"objective.beta": 0.2}`, typed as in YAML.
+        origin: where the overrides come from, to be said beside each.
 
     Raises:
         RecipeError: the file cannot be read, a key is unknown, a value is wrong, a required
@@ -30,7 +33,7 @@ def load_recipe(path: str | Path | None, overrides: Mapping[str, Any]) -> Resolv
     for name, value in overrides.items():
         _override(document, name, value)
         given = {key: origin for key, origin in given.items() if not key.startswith(f"{name}.")}
-        given[name] = "command line"
+        given[name] = origin
     for name in [key for key in given if key in SECTIONS]:
         given.setdefault(f"{name}.name", given[name])
     try:

@@ -107,11 +107,12 @@ def write(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
             lines.append(f"{head}:")
         section = head if key else None
         indent = "  " if key else ""
-        lines.append(f"{indent}{_scalar(key or name)}: {_flow(value)}  # {origins[name]}")
+        lines.append(f"{indent}{_scalar(key or name)}: {flow(value)}  # {origins[name]}")
     return "\n".join(lines) + "\n"
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
+    """A value on one line, as it would be written in a recipe."""
     return _scalar(value) if not isinstance(value, list | dict) else _dump(value)
 
 

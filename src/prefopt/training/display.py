@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.recipe import ResolvedRecipe
+from prefopt.recipe.text import flow
 from prefopt.training.diagnostics import Diagnostic
 
 #: told how far something is: how much was done, and a few words
@@ -98,5 +99,5 @@ def note_of(record: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = flow(value)
     return text if len(text) <= 100 else text[:99] + "…"
