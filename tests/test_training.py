@@ -700,6 +700,23 @@ def test_a_fall_that_ends_is_no_displacement() -> None:
     assert diagnose(history(**recovers), beta=0.1) == []
 
 
+def evaluations(*losses: float) -> list[dict[str, Any]]:
+    return [{"kind": "eval", "step": 10 * i, "loss": loss} for i, loss in enumerate(losses)]
+
+
+def test_held_out_loss_past_its_best_is_overfitting() -> None:
+    (found,) = diagnose(history() + evaluations(0.693, 0.61, 0.70), beta=0.1)
+    assert found.name == "overfitting"
+    assert "0.61 after step 10" in found.message
+    assert "early_stop" in found.remedy
+    assert found.step == 20
+
+
+@pytest.mark.parametrize("losses", [(), (0.7,), (0.693, 0.61, 0.62), (0.693, 0.65, 0.60)])
+def test_held_out_loss_near_its_best_is_none(losses: tuple[float, ...]) -> None:
+    assert diagnose(history() + evaluations(*losses), beta=0.1) == []
+
+
 def test_short_histories_say_nothing() -> None:
     assert diagnose(history(9, margin=lambda t: 100.0), beta=0.1) == []
 

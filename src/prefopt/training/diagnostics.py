@@ -20,6 +20,8 @@ DISPLACEMENT = 0.05
 SATURATION = math.log(0.99 / 0.01)
 #: how many times as long preferred completions may be
 LENGTH_RATIO = 1.25
+#: share of its lowest value by which a held-out loss may end above it
+OVERFITTING = 0.05
 #: steps below which a history says nothing
 SHORTEST = 10
 
@@ -60,6 +62,7 @@ def diagnose(history: Sequence[Record], *, beta: float) -> list[Diagnostic]:
         likelihood_displacement(train, beta=beta),
         saturated_margins(train),
         length_drift(train),
+        overfitting([record for record in history if record["kind"] == "eval"]),
     )
     return [diagnostic for diagnostic in found if diagnostic is not None]
 
@@ -123,6 +126,24 @@ def length_drift(train: Sequence[Record]) -> Diagnostic | None:
         "compare the lengths of samples before and after, add pairs of equal length, or use "
         "`ipo`, which compares means per token",
         train[-1]["step"],
+    )
+
+
+def overfitting(evaluations: Sequence[Record]) -> Diagnostic | None:
+    """The held-out loss has risen again since it was lowest."""
+    if not evaluations:
+        return None
+    best, last = min(evaluations, key=lambda record: record["loss"]), evaluations[-1]
+    if last["loss"] <= best["loss"] * (1 + OVERFITTING):
+        return None
+    return Diagnostic(
+        "overfitting",
+        "warning",
+        f"the held-out loss was {best['loss']:.3g} after step {best['step']} and is "
+        f"{last['loss']:.3g} at the end",
+        "set early_stop and eval_every, train fewer epochs, lower learning_rate, or raise "
+        "objective.beta",
+        last["step"],
     )
 
 
