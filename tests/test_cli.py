@@ -362,6 +362,25 @@ def test_score_counts_what_it_leaves_out(
     assert (code, result["skipped"], result["accuracy"]) == (0, {"empty_completion": 1}, 0.5)
 
 
+def test_score_skips_what_the_reader_and_what_the_tokenizer_refuses(
+    call: Call, tiny_policy_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    twins = [("b", "b"), ("b", "b<|eos|>"), ("b<|eos|> c", "d")]
+    rows = [{"prompt": f"x{i}", "chosen": a, "rejected": b} for i, (a, b) in enumerate(twins)]
+    mixed.write_text(data.read_text() + "".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("score", tiny_policy_folder, "--reference", tiny_policy_folder, "--data", mixed)
+    code, out, _ = call(*arguments, "--on-error", "skip", "--json")
+    assert (code, one_object(out)["skipped"]) == (0, {"identical_sides": 2, "end_inside": 1})
+
+
+def test_train_replaces_a_report_that_was_made_on_the_way(call: Call, trained: Path) -> None:
+    finished = (trained / "report.html").read_text()
+    (trained / "report.html").write_text("still running")
+    assert call("train", trained / "recipe.yaml")[0] == 0
+    assert (trained / "report.html").read_text() == finished
+
+
 def test_sample_answers_files_and_texts_and_what_it_writes_is_read_again(
     call: Call, trained: Path, data: Path, tmp_path: Path
 ) -> None:

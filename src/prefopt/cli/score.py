@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Annotated, Any
 
 from cyclopts.validators import Number
@@ -83,13 +84,13 @@ def _measure(
     from prefopt.policies.export import model_folder
     from prefopt.policies.load import load_policy
 
-    groups = read_groups(data, on_error=settings.pop("on_error"))
+    groups = read_groups(data, on_error=settings["on_error"])
     judged = load_policy(model_folder(policy), device=device)
     base = load_policy(model_folder(reference), device=device)
     with counting("scoring", "comparisons") as progress:
         result = score_policy(judged, base, groups, progress=progress, **settings)
     document = result.to_dict()
-    document["skipped"] = {**groups.skipped, **document["skipped"]}
+    document["skipped"] = dict(groups.skipped + Counter(document["skipped"]))
     if out is not None:
         _write_rows(out, result.rows)
     return {**document, "rows": out}

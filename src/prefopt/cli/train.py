@@ -57,12 +57,10 @@ def train(recipe: str | None = None, /, **settings: Any) -> Outcome:
     """
     resolved = load_recipe(recipe, _overrides(settings))
     from prefopt.report import build_report
-    from prefopt.runs import Run
     from prefopt.training.train import train as run_training
 
     result = run_training(resolved).to_dict()
-    report = Run(result["run"]).report
-    result["report"] = str(report if report.exists() else build_report(result["run"]))
+    result["report"] = str(build_report(result["run"]))
     return Outcome(result, _shown(result))
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from prefopt.engine import attention
 from prefopt.engine.forest import Forest, build_forest, pack
 from prefopt.engine.tokens import Encoder, TokenGroup
-from prefopt.policies.load import Policy
+from prefopt.policies.load import Policy, base_model
 from prefopt.records import Group
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Scorer:
 
     def enable_checkpointing(self) -> None:
         """Recompute each layer's activations in the backward pass instead of keeping them."""
-        base = _base(self.model)
+        base = base_model(self.model)
         recompute: Callable[[], Any] = lambda: (  # noqa: E731
             nullcontext(),
             attention.attending_to_trees(base) if self.sharing == "trees" else nullcontext(),
@@ -89,7 +89,7 @@ class Scorer:
 
     def _trees(self, groups: Sequence[TokenGroup]) -> Tensor:
         forest = build_forest(groups)
-        base = _base(self.model)
+        base = base_model(self.model)
         device = next(base.parameters()).device
         with attention.over(forest, base):
             hidden = base.get_decoder()(
@@ -253,11 +253,6 @@ class _TokenLogps(torch.autograd.Function):
         (gradient,) = gradients
         buffer = probabilities * -gradient[:, None]
         return buffer.scatter_add_(-1, targets[:, None], gradient[:, None]), None
-
-
-def _base(model: Any) -> Any:
-    """The `transformers` model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _logit_transform(config: Any) -> Callable[[Tensor], Tensor]:

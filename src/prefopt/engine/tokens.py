@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int32]
 TooLong = Literal["error", "drop", "cut_prompt_start", "cut_completion"]
+OnError = Literal["raise", "skip"]
 _CHUNK = 256  # groups tokenised in one call of the tokenizer
 
 
@@ -97,7 +98,7 @@ class Encoder:
         end_of_turn: Iterable[int] = (),
         max_length: int | None = None,
         too_long: TooLong = "error",
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: OnError = "raise",
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise PolicyError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prefopt.engine.cache import ScoreCache
 from prefopt.engine.forest import pack
 from prefopt.engine.logps import Scorer, Sharing
-from prefopt.engine.tokens import Encoder, TokenGroup, TooLong
+from prefopt.engine.tokens import Encoder, OnError, TokenGroup, TooLong
 from prefopt.errors import DataError, PolicyError
 from prefopt.evaluation.intervals import Interval, clustered_bootstrap
 from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
@@ -85,6 +85,7 @@ def score_policy(
     sharing: Sharing = "auto",
     max_length: int | None = None,
     too_long: TooLong = "error",
+    on_error: OnError = "raise",
     seed: int = 0,
     cache: ScoreCache | None = None,
     progress: Progress | None = None,
@@ -98,7 +99,7 @@ def score_policy(
         groups: the data; groups without comparisons are passed over.
         beta: rewards per nat; scales the margin and leaves the accuracy alone.
         microbatch_tokens: tokens computed at once; does not change the result.
-        sharing, max_length, too_long: as in training.
+        sharing, max_length, too_long, on_error: as in training.
         seed: of the bootstrap.
         cache: where the reference's scores are kept; defaults to the one of every run.
         progress: called with the number of comparisons done so far.
@@ -114,6 +115,7 @@ def score_policy(
         end_of_turn=policy.end_of_turn,
         max_length=policy.max_length if max_length is None else max_length,
         too_long=too_long,
+        on_error=on_error,
     )
     score = _scorer(policy, microbatch_tokens, sharing)
     score_reference = None

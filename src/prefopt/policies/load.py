@@ -116,6 +116,11 @@ def _refuse_no_model(source: str) -> None:
         )
 
 
+def base_model(model: Any) -> Any:
+    """The `transformers` model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def default_device() -> torch.device:
     """The first accelerator of this machine, else its CPU."""
     if torch.accelerator.is_available():

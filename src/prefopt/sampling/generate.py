@@ -30,6 +30,7 @@ from transformers import (
 
 from prefopt.engine.tokens import Encoder, Ids, TokenGroup
 from prefopt.errors import DataError, RecipeError
+from prefopt.policies.load import base_model
 from prefopt.records import Prompt, prompt_key
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def _own_settings(policy: Policy, max_new_tokens: int) -> Iterator[None]:
         pad_token_id=ends[0] if pad is None else pad,
         use_cache=True,
     )
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     before = base.generation_config
     training = model.training
     model.eval()

@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefopt.engine.cache import ScoreCache
-from prefopt.engine.logps import Scorer
+from prefopt.engine.logps import Precision, Scorer
 from prefopt.engine.memory import keep_freed_memory
 from prefopt.errors import RecipeError
 from prefopt.objectives.registry import Objective, find_objective
@@ -40,8 +40,6 @@ from prefopt.training.references import (
     no_reference,
     score_examples,
 )
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass
