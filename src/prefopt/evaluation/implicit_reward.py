@@ -118,16 +118,16 @@ def score_policy(
         on_error=on_error,
     )
     score = _scorer(policy, microbatch_tokens, sharing)
-    score_reference = None
-    if reference is not None:
-        score_reference = _cached(reference, microbatch_tokens, sharing, cache or ScoreCache())
+    baseline = (
+        _no_reference
+        if reference is None
+        else _cached(reference, microbatch_tokens, sharing, cache or ScoreCache())
+    )
     rows: list[dict[str, Any]] = []
     # The prompt's tokens identify it: two prompts with the same tokens are one to a policy.
     stream = (encoded for encoded in encoder(groups) if encoded.comparisons)
     while chunk := list(islice(stream, _CHUNK)):
-        scores = score(chunk)
-        baseline = np.zeros_like(scores) if score_reference is None else score_reference(chunk)
-        rows += _rows(chunk, scores, baseline, beta, reference is not None)
+        rows += _rows(chunk, score(chunk), baseline(chunk), beta, reference is not None)
         if progress is not None:
             progress(len(rows))
     if not rows:
@@ -187,6 +187,11 @@ def _scorer(
         return score_packed(scorer, groups, microbatch_tokens).numpy()
 
     return scores
+
+
+def _no_reference(groups: Sequence[TokenGroup]) -> Floats:
+    """As if every completion were equally probable: nothing is taken away from log π."""
+    return np.zeros(sum(len(group.completions) for group in groups))
 
 
 def _cached(
