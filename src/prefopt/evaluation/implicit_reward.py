@@ -118,11 +118,7 @@ def score_policy(
         on_error=on_error,
     )
     score = _scorer(policy, microbatch_tokens, sharing)
-    baseline = (
-        _no_reference
-        if reference is None
-        else _cached(reference, microbatch_tokens, sharing, cache or ScoreCache())
-    )
+    baseline = _baseline(reference, microbatch_tokens, sharing, cache)
     rows: list[dict[str, Any]] = []
     # The prompt's tokens identify it: two prompts with the same tokens are one to a policy.
     stream = (encoded for encoded in encoder(groups) if encoded.comparisons)
@@ -194,19 +190,22 @@ def _no_reference(groups: Sequence[TokenGroup]) -> Floats:
     return np.zeros(sum(len(group.completions) for group in groups))
 
 
-def _cached(
-    reference: Policy, microbatch_tokens: int, sharing: Sharing, cache: ScoreCache
+def _baseline(
+    reference: Policy | None, microbatch_tokens: int, sharing: Sharing, cache: ScoreCache | None
 ) -> Callable[[Sequence[TokenGroup]], Floats]:
-    """The same, from the cache where it has them."""
+    """The same for a reference, from the cache where it has them; zeros without one."""
+    if reference is None:
+        return _no_reference
+    store = cache or ScoreCache()
     compute = _scorer(reference, microbatch_tokens, sharing)
     tokenizer = fingerprint_tokenizer(reference.tokenizer)
     key = cache_key(fingerprint_model(reference.model), tokenizer, "fp32")
 
     def scores(groups: Sequence[TokenGroup]) -> Floats:
-        found = cache.get(key, groups)
+        found = store.get(key, groups)
         if found is None:
             found = torch.from_numpy(compute(groups))
-            cache.put(key, groups, found)
+            store.put(key, groups, found)
         return found.numpy()
 
     return scores
