@@ -10,7 +10,6 @@ is another stage: `prefopt.build_report`.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,18 +17,17 @@ from typing import Any
 
 from prefopt import __version__
 from prefopt.constraints import make_constraints
-from prefopt.data.formats import read_groups
 from prefopt.errors import RecipeError, RunError
 from prefopt.policies.export import model_folder
-from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
+from prefopt.policies.fingerprint import fingerprint_model
 from prefopt.policies.load import load_policy
-from prefopt.recipe import ResolvedRecipe, Source
-from prefopt.runs import Run, atomic_folder, fingerprint_file, hardware, versions
+from prefopt.recipe import ResolvedRecipe
+from prefopt.runs import Run, atomic_folder, hardware, versions
 from prefopt.training.checkpoint import Checkpoints, save_model
 from prefopt.training.constrained import stages_of
 from prefopt.training.diagnostics import Diagnostic, diagnose, label_balance
 from prefopt.training.display import Display, note_of
-from prefopt.training.examples import Prepared, prepare_data
+from prefopt.training.examples import Prepared
 from prefopt.training.loop import Job, Record, State, fit
 from prefopt.training.manifest import command, engine, now, result_of, who
 from prefopt.training.prepare import (
@@ -40,12 +38,12 @@ from prefopt.training.prepare import (
     settle,
 )
 from prefopt.training.probing import (
-    columns_for,
     find_prompts,
     first_running,
     make_probe,
     make_reward_of,
 )
+from prefopt.training.sources import check_identity, digest, load_sources
 from prefopt.training.track import check_tracker, tracker
 
 
@@ -118,17 +116,17 @@ def _train(resolved: ResolvedRecipe, display: Display) -> TrainResult:
     constraints = make_constraints(recipe.constraints, device=recipe.device)
     learner = make_learner(policy, recipe, loss, constraints=constraints)
     learner.reward, learner.prompts = make_reward_of(recipe), find_prompts(learner)
-    data, files = _load(learner, recipe.data, training=True)
+    data, files = load_sources(learner, recipe.data, training=True)
     evaluation, eval_files = None, None
     if recipe.eval_data is not None:
-        evaluation, eval_files = _load(learner, recipe.eval_data, training=False)
+        evaluation, eval_files = load_sources(learner, recipe.eval_data, training=False)
     display.data("data", data.counts)
     if evaluation is not None:
         display.data("eval_data", evaluation.counts)
     with run.locked():
         if run.begin(resolved) and run.finished:  # by another process, in the meantime
             return _finished(run)
-        started = _check_identity(run, learner, data, evaluation)
+        started = check_identity(run, learner, data, evaluation)
         early = _label_balance(learner, data)
         display.findings(early)
         state, diagnostics = _learn(run, resolved, learner, data, evaluation, display)
@@ -267,7 +265,7 @@ def _finished(run: Run) -> TrainResult:
     manifest = run.read_json(run.manifest)
     for part in manifest["data"].values():
         for file in part["files"] if part else ():
-            if _digest(file["path"]) not in (file["sha256"], None):
+            if digest(file["path"]) not in (file["sha256"], None):
                 raise RunError(
                     "the folder holds a finished run, and its data has changed since",
                     file=file["path"],
@@ -296,69 +294,3 @@ def _sweep(run: Run) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-# -- what goes in --------------------------------------------------------------------------
-
-
-def _load(
-    learner: Learner, sources: tuple[Source, ...], *, training: bool
-) -> tuple[Prepared, list[dict[str, str | None]]]:
-    """Read and prepare sources; returns the data and the files with their fingerprints."""
-    recipe = learner.recipe
-    readers = [
-        read_groups(source.path, format=source.format, on_error=recipe.on_error, source=source.name)
-        for source in sources
-    ]
-    shares = {str(source.name): source.share for source in sources if source.share is not None}
-    prepared = prepare_data(
-        learner.policy,
-        recipe,
-        learner.loss,
-        chain.from_iterable(readers),
-        training=training,
-        shares=shares or None,
-        constraints=learner.constraints,
-        columns=columns_for(learner) if training else None,
-    )
-    skipped = Counter(prepared.counts["skipped"])
-    for reader in readers:
-        skipped.update(reader.skipped)
-    prepared.counts["skipped"] = dict(skipped)
-    paths = [path for reader in readers for path in reader.files]
-    return prepared, [{"path": str(path), "sha256": _digest(path)} for path in paths]
-
-
-def _digest(path: str) -> str | None:
-    """Fingerprint of a file; None of a data set that is not a file here."""
-    return fingerprint_file(path) if Path(path).exists() else None
-
-
-def _check_identity(run: Run, learner: Learner, data: Prepared, evaluation: Prepared | None) -> str:
-    """Note what the run starts from, or check that it still does; returns when it started.
-
-    Raises:
-        RunError: the policy, the reference or the data is not what the run started with.
-    """
-    path = run.checkpoints / "identity.json"
-    identity = {
-        "policy": learner.fingerprint,
-        "tokenizer": fingerprint_tokenizer(learner.policy.tokenizer),
-        "reference": learner.reference.fingerprint if learner.reference else None,
-        "data": data.fingerprint,
-        "eval_data": evaluation.fingerprint if evaluation else None,
-    }
-    if not path.exists():
-        run.checkpoints.mkdir(exist_ok=True)
-        run.write_json(path, {**identity, "started": now()})
-    known = run.read_json(path)
-    for name, fingerprint in identity.items():
-        if known[name] != fingerprint:
-            raise RunError(
-                f"the folder holds a run that began with another {name.replace('_', ' ')}: "
-                "its content has changed since",
-                file=str(run.folder),
-                field=name if name != "policy" else "model",
-                remedy="restore it, choose another --out, or set resume: never to start over",
-            )
-    return str(known["started"])
