@@ -63,25 +63,8 @@ class Run:
             RunError: another process holds it, the folder holds something else, or it cannot
                 be written.
         """
-        import fcntl
-
         self._check_ours()
-        with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = open(self.folder / ".lock", "a+")  # noqa: SIM115 (held until the end)
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise RunError(
-                    f"another process is writing this run (process {handle.read() or 'unknown'})",
-                    file=str(self.folder),
-                    remedy="wait for it, stop it, or choose another --out",
-                ) from None
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+        with held(self.folder):
             yield
 
     def begin(self, resolved: ResolvedRecipe) -> bool:
@@ -272,6 +255,34 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder against every other process; makes it.
+
+    Raises:
+        RunError: another process holds it, or it cannot be written.
+    """
+    import fcntl
+
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115 (held until the end)
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise RunError(
+                f"another process is writing this run (process {handle.read() or 'unknown'})",
+                file=str(folder),
+                remedy="wait for it, stop it, or choose another --out",
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
 
 
 # -- writing whole or not at all -----------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefopt.report import details, figures, summary
 from prefopt.report.artefacts import Artefacts, read_artefacts
+from prefopt.report.pages import fill
 from prefopt.report.series import SMOOTH_FROM
 from prefopt.report.words import listed
 from prefopt.runs import write_text
@@ -29,24 +30,13 @@ def build_report(run: str | Path) -> Path:
             cannot be written. Nothing is left half-written.
     """
     artefacts = read_artefacts(run)
-    # half a surrogate pair, which a byte-level model may well write, has no bytes of its own
-    page = render(artefacts).encode("utf-8", "replace").decode("utf-8")
-    write_text(artefacts.run.report, page)
+    write_text(artefacts.run.report, render(artefacts))
     return artefacts.run.report
 
 
 def render(run: Artefacts) -> str:
     """The page as text; a pure function of what the run folder holds."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("prefopt.report"),
-        autoescape=True,  # completions and file names are anybody's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(_page(run)) + "\n"
+    return fill("report.html.j2", _page(run))
 
 
 def _page(run: Artefacts) -> dict[str, Any]:

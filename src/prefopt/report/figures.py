@@ -1,40 +1,29 @@
-"""Plots as inline SVG that take their colours from the page.
-
-Matplotlib draws with stand-in colours; they are replaced by the page's CSS variables, so
-that one drawing serves light and dark. Text stays text in the page's own font. The same
-values give the same bytes.
-"""
+"""What a run's page draws: its curves, and its win rate."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefopt.report.artefacts import Artefacts
+from prefopt.report.drawing import (
+    DISPREFERRED,
+    INK,
+    MAIN,
+    MUTED,
+    PAPER,
+    PREFERRED,
+    VARIABLES,
+    figure_of,
+    style_axes,
+    to_svg,
+)
 from prefopt.report.series import Series, ends, series, smoothed, thinned
 from prefopt.report.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-#: stand-in colours, and the CSS variables they become; unlike any colour drawn on purpose
-_INK, _MUTED, _GRID, _PAPER = "#000001", "#000002", "#000003", "#000004"
-MAIN, PREFERRED, DISPREFERRED = "#000005", "#000006", "#000007"
-_VARIABLES = {
-    _INK: "--ink",
-    _MUTED: "--muted",
-    _GRID: "--line",
-    _PAPER: "--card",
-    MAIN: "--accent",
-    PREFERRED: "--preferred",
-    DISPREFERRED: "--dispreferred",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,22 +179,22 @@ def _constraint_panels(run: Artefacts) -> Iterator[Panel]:
 
 def _draw_panel(panel: Panel, run: Artefacts) -> Plot | None:
     summary: list[tuple[str, str, str]] = []
-    with _figure(3.5, 2.05) as (figure, axes):
+    with figure_of(3.5, 2.05) as (figure, axes):
         for metric, label, colour in panel.lines:
             train, evals = series(run.train, metric), series(run.eval, metric)
             if panel.sampled:
                 train, evals = Series((), ()), series(run.probe, metric)
             _draw_line(axes, colour, train, evals, exact=panel.exact)
             if words := _summary(train, evals, panel):
-                summary.append((label, _VARIABLES[colour].removeprefix("--"), words))
+                summary.append((label, VARIABLES[colour].removeprefix("--"), words))
         if not summary:
             return None
         if panel.level is not None:
-            axes.axhline(panel.level, color=_MUTED, linewidth=0.8, dashes=(4, 3), zorder=1)
-        _style(axes)
+            axes.axhline(panel.level, color=MUTED, linewidth=0.8, dashes=(4, 3), zorder=1)
+        style_axes(axes)
         axes.set_xlabel("step")
         spoken = "; ".join(f"{label} {words}".strip() for label, _, words in summary)
-        svg = _to_svg(figure, panel.name, f"{panel.title} by step: {spoken}")
+        svg = to_svg(figure, panel.name, f"{panel.title} by step: {spoken}")
     return Plot(panel.title, panel.note, svg, tuple(summary), paired=len(summary) > 1)
 
 
@@ -233,21 +222,21 @@ def _draw_line(axes: Axes, colour: str, train: Series, evals: Series, *, exact: 
         shown = thinned(evals)
         axes.plot(
             shown.steps, shown.values, color=colour, linewidth=0.9, dashes=(2, 1.5), zorder=4,
-            marker="o", markersize=4.2, markerfacecolor=_PAPER, markeredgewidth=1.2,
+            marker="o", markersize=4.2, markerfacecolor=PAPER, markeredgewidth=1.2,
         )  # fmt: skip
 
 
 def draw_win_rate(rate: float, interval: tuple[float, float] | None) -> str:
     """A win rate with its interval on the scale from 0 to 1, against the line of a tie."""
-    with _figure(3.6, 0.85) as (figure, axes):
+    with figure_of(3.6, 0.85) as (figure, axes):
         axes.barh(0, rate, height=0.42, color=MAIN, alpha=0.28, zorder=2)
         if interval is not None:
             axes.plot(interval, (0, 0), color=MAIN, linewidth=2.2, zorder=3)
             for end in interval:
                 axes.plot((end, end), (-0.16, 0.16), color=MAIN, linewidth=2.2, zorder=3)
         axes.plot(rate, 0, marker="o", markersize=7, color=MAIN, zorder=4)
-        axes.axvline(0.5, color=_INK, linewidth=1, dashes=(4, 3), zorder=5)
-        _style(axes)
+        axes.axvline(0.5, color=INK, linewidth=1, dashes=(4, 3), zorder=5)
+        style_axes(axes)
         axes.grid(False)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.45, 0.45)
@@ -257,93 +246,7 @@ def draw_win_rate(rate: float, interval: tuple[float, float] | None) -> str:
         spoken = f"Win rate {number(rate)}"
         if interval is not None:
             spoken += f", 95 % interval {number(interval[0])} to {number(interval[1])}"
-        return _to_svg(figure, "win-rate", f"{spoken}; 0.5 is no difference")
-
-
-# --- the drawing board ------------------------------------------------------------------
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of `width` × `height` inches, free of the user's own matplotlib settings."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    settings: dict[str, Any] = {
-        "svg.fonttype": "none",
-        "font.size": 8.5,
-        "axes.edgecolor": _GRID,
-        "axes.labelcolor": _MUTED,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "path.simplify": False,
-    }
-    with style.context(settings, after_reset=True):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.add_subplot()
-
-
-def _style(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, pad=4)
-    axes.margins(x=0.02, y=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, min_n_ticks=2))
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-
-
-def _tick(value: float, _: int | None = None) -> str:
-    """A short label: 12k, 0.25, 5e-7."""
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value / 1e6:.4g}M".replace("-", "−")
-    if size >= 1e4:
-        return f"{value / 1e3:.4g}k".replace("-", "−")
-    if 0 < size < 1e-3:
-        return number(value)
-    return f"{value:.4g}".replace("-", "−")
-
-
-_HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
-_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
-# matplotlib's style sheet would apply to the whole page, not only to its own drawing
-_SHEET = re.compile(r"\s*<defs>\s*<style[^>]*>.*?</style>\s*</defs>", re.DOTALL)
-_COMMENT = re.compile(r"\s*<!--.*?-->", re.DOTALL)
-# a hundredth of a point is enough for a line; the text of a tick keeps its digits
-_PLACES = re.compile(r'\b(?:d|x|y|width|height|transform)="[^"]*"')
-_DIGITS = re.compile(r"(\d\.\d\d)\d+")
-_OPENING = re.compile(r"<svg[^>]*>", re.DOTALL)
-_FONT = re.compile(r"font: ([\d.]+)px [^;\"]*")
-_COLOUR = re.compile("|".join(_VARIABLES))
-
-
-def _to_svg(figure: Figure, name: str, spoken: str) -> str:
-    """The figure as an `<svg>` element that is read out as `spoken`."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    # ids are hashes of what is drawn: salted by name, no two plots of a page share one
-    with matplotlib.rc_context({"svg.hashsalt": f"prefopt-{name}"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    for unwanted in (_HEAD, _METADATA, _SHEET, _COMMENT):
-        text = unwanted.sub("", text)
-    text = _PLACES.sub(lambda match: _DIGITS.sub(r"\1", match[0]), text)
-    box = re.search(r'viewBox="([^"]+)"', text)
-    assert box is not None, "matplotlib writes a viewBox"
-    label = html.escape(spoken, quote=True)
-    opening = f'<svg viewBox="{box[1]}" role="img" aria-label="{label}">'
-    text = _OPENING.sub(lambda _: opening, text, count=1).replace("xlink:href", "href")
-    text = _FONT.sub(r"font-size: \1px", text)
-    text = _COLOUR.sub(lambda match: f"var({_VARIABLES[match[0]]})", text)
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    return re.sub(r"\s*\n\s*", "\n", text).strip()
+        return to_svg(figure, "win-rate", f"{spoken}; 0.5 is no difference")
 
 
 def _from_to(first: float, last: float) -> str:
