@@ -1,10 +1,12 @@
-"""What every contender of `versus.py` gets: the same rows, the same tokens, the same weights.
+"""What every contender gets: the same rows, the same tokens, the same weights.
 
 Makes a work folder with
 
     rows.jsonl    {"prompt", "chosen", "rejected"}, in the order of the steps
+    groups.jsonl  the same as groups, where a prompt has more than two completions
     policy/       the model that is trained, and its tokenizer
     reference/    the model it is kept close to; other weights, so that the loss is not log 2
+    adapter/      where a LoRA is trained: its first weights. The reference is the policy without
 
 Only rows that are plain to split, have a prompt of their own, fit the context and whose
 tokens do not merge across the end of the prompt are taken: on those every implementation
@@ -17,13 +19,17 @@ import argparse
 import gzip
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, combinations
+from math import log
 from pathlib import Path
 from typing import Any
 
 EOS, PAD = "<|end|>", "<|pad|>"
 _TURN = "\n\nAssistant:"
+#: of the LoRA that is trained, in every contender's own words
+RANK, ALPHA = 16, 32
 Row = dict[str, str]
 
 
@@ -39,43 +45,119 @@ class Size:
     max_length: int = 1024
 
 
-FULL = Size()
-SMOKE = Size(vocabulary=384, hidden=32, intermediate=64, layers=2, heads=2, max_length=512)
+SIZES = {
+    "14M": Size(),
+    "100M": Size(hidden=768, intermediate=2048, layers=12, heads=12),
+    "14M-150k": Size(vocabulary=151_936),
+    "smoke": Size(vocabulary=384, hidden=32, intermediate=64, layers=2, heads=2, max_length=512),
+}
 
 
-def prepare(folder: Path, rows_path: Path | None, count: int, seed: int, size: Size) -> None:
-    """Write the work folder; rows are generated where no file is given.
+@dataclass(frozen=True)
+class Kind:
+    """What the rows of a workload are like.
+
+    Attributes:
+        prompt, answer: median length in words, most of which are one token.
+        prompt_spread, answer_spread: standard deviation of the logarithm of the length.
+        completions: of each prompt; with more than two they are scored, and all are compared.
+        adapter: a LoRA is trained instead of all weights.
+        from_file: rows of a file are taken, if there is one.
+    """
+
+    prompt: float = 95
+    answer: float = 32
+    prompt_spread: float = 0.8
+    answer_spread: float = 0.85
+    completions: int = 2
+    adapter: bool = False
+    from_file: bool = False
+
+    @property
+    def pairs(self) -> int:
+        """Comparisons of one prompt."""
+        return self.completions * (self.completions - 1) // 2
+
+
+#: the lengths of `hh` are those of Anthropic's HH rows: means of 130 and 47 tokens, long tails
+WORKLOADS = {
+    "hh": Kind(from_file=True),
+    "long_prompts": Kind(prompt=600, answer=24, prompt_spread=0.25, answer_spread=0.5),
+    "long_answers": Kind(prompt=24, answer=300, prompt_spread=0.5, answer_spread=0.35),
+    "four": Kind(completions=4),
+    "lora": Kind(adapter=True, from_file=True),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its completions, best first."""
+
+    prompt: str
+    completions: tuple[str, ...]
+
+    def rows(self) -> list[Row]:
+        return [
+            {"prompt": self.prompt, "chosen": better, "rejected": worse}
+            for better, worse in combinations(self.completions, 2)
+        ]
+
+
+def prepare(
+    folder: Path, kind: Kind, size: Size, *, rows: Path | None, count: int, seed: int
+) -> None:
+    """Write the work folder, with `count` comparisons; rows are generated without a file.
 
     Raises:
         SystemExit: the file has fewer usable rows than asked for.
     """
-    candidates = hh_like_rows(4 * count, seed) if rows_path is None else list(read_hh(rows_path))
-    tokenizer = train_tokenizer(("".join(row.values()) for row in candidates), size.vocabulary)
+    wanted = -(-count // kind.pairs)
+    file = rows if kind.from_file else None
+    candidates = generate(kind, 2 * wanted + 50, seed) if file is None else list(read_hh(file))
+    texts = ("".join((group.prompt, *group.completions)) for group in candidates)
+    tokenizer = train_tokenizer(texts, size.vocabulary)
     random.Random(seed).shuffle(candidates)
-    rows: dict[str, Row] = {}
-    for row in candidates:
-        if len(rows) < count and _splits_alike(row, tokenizer, size.max_length):
-            rows.setdefault(row["prompt"], row)
-    if len(rows) < count:
-        raise SystemExit(f"{rows_path}: {len(rows)} usable rows, {count} are needed")
+    groups: dict[str, Group] = {}
+    for group in candidates:
+        if len(groups) < wanted and _splits_alike(group, tokenizer, size.max_length):
+            groups.setdefault(group.prompt, group)
+    if len(groups) < wanted:
+        raise SystemExit(f"{file or 'generated'}: {len(groups)} usable prompts of {wanted}")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "rows.jsonl").open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows.values())
+    _write_lines(folder / "rows.jsonl", (row for group in groups.values() for row in group.rows()))
+    _write_lines(folder / "groups.jsonl", map(_own_layout, groups.values()))
     parameters = save_models(folder, tokenizer, size, seed)
-    (folder / "workload.json").write_text(
-        json.dumps(
-            {
-                "rows": str(rows_path.name) if rows_path else "generated",
-                "count": count,
-                "seed": seed,
-                "model": asdict(size) | {"parameters": parameters, "tokens_known": len(tokenizer)},
-                "tokens": token_statistics(list(rows.values()), tokenizer),
-            }
-        )
-    )
+    if kind.adapter:
+        save_adapter(folder, seed)
+    about = {
+        "rows": file.name if file else "generated",
+        "count": wanted * kind.pairs,
+        "seed": seed,
+        "kind": asdict(kind),
+        "model": asdict(size) | {"parameters": parameters, "tokens_known": len(tokenizer)},
+        "tokens": token_statistics(groups.values(), tokenizer),
+    }
+    (folder / "workload.json").write_text(json.dumps(about))
 
 
-def read_hh(path: Path) -> Iterator[Row]:
+def _write_lines(path: Path, rows: Iterable[Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _own_layout(group: Group) -> dict[str, Any]:
+    edges = combinations(range(len(group.completions)), 2)
+    return {
+        "prompt": group.prompt,
+        "completions": [{"text": text} for text in group.completions],
+        "comparisons": [{"preferred": a, "dispreferred": b} for a, b in edges],
+    }
+
+
+# -- rows ----------------------------------------------------------------------------------
+
+
+def read_hh(path: Path) -> Iterator[Group]:
     """Anthropic HH transcripts, split at the last assistant turn where both sides agree."""
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
@@ -86,23 +168,25 @@ def read_hh(path: Path) -> Iterator[Row]:
         alike = row["rejected"].startswith(prompt) and _TURN not in rejected
         answered = chosen.strip() and rejected.strip() and chosen != rejected
         if at > len(_TURN) and alike and answered:
-            yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            yield Group(prompt, (chosen, rejected))
 
 
-def hh_like_rows(count: int, seed: int) -> list[Row]:
-    """Rows of the same form, from a few words; for the smoke test."""
+def generate(kind: Kind, count: int, seed: int) -> list[Group]:
+    """Groups of made-up words, some frequent and most rare, with lengths as `kind` says."""
     draw = random.Random(seed)
-    words = ("how", "do", "I", "make", "the", "best", "tea", "with", "a", "cat", "and", "milk")
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er")]
+    lexicon = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(6000)]
+    frequency = list(accumulate(1 / (rank + 3) for rank in range(len(lexicon))))
 
-    def say(low: int, high: int) -> str:
-        return " ".join(draw.choices(words, k=draw.randint(low, high)))
+    def say(median: float, spread: float) -> str:
+        length = max(3, round(draw.lognormvariate(log(median), spread)))
+        return " ".join(draw.choices(lexicon, cum_weights=frequency, k=length))
 
     return [
-        {
-            "prompt": f"\n\nHuman: {index} {say(3, 20)}{_TURN}",
-            "chosen": f" {say(4, 30)} yes",
-            "rejected": f" {say(4, 30)} no",
-        }
+        Group(
+            f"\n\nHuman: {say(kind.prompt, kind.prompt_spread)} {index}{_TURN}",
+            tuple(f" {say(kind.answer, kind.answer_spread)} {i}" for i in range(kind.completions)),
+        )
         for index in range(count)
     ]
 
@@ -117,6 +201,40 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Any:
         texts, vocab_size=vocabulary, special_tokens=[EOS, PAD], show_progress=False
     )
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=EOS, pad_token=PAD)
+
+
+def encode(row: Row, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """Prompt alone, completions alone, each ended by EOS: (prompt, chosen, rejected)."""
+    prompt, chosen, rejected = (
+        tokenizer(row[key], add_special_tokens=False)["input_ids"]
+        for key in ("prompt", "chosen", "rejected")
+    )
+    return prompt, [*chosen, tokenizer.eos_token_id], [*rejected, tokenizer.eos_token_id]
+
+
+def token_statistics(groups: Iterable[Group], tokenizer: Any) -> dict[str, float]:
+    """Mean lengths, in tokens, of prompts and of completions from the best to the worst."""
+    lengths = []
+    for group in groups:
+        texts = (group.prompt, *group.completions)
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        lengths.append([len(ids[0]), *(len(part) + 1 for part in ids[1:])])
+    means = [round(sum(column) / len(lengths), 1) for column in zip(*lengths, strict=True)]
+    return dict(zip(("prompt", *(f"answer {i + 1}" for i in range(99))), means, strict=False))
+
+
+def _splits_alike(group: Group, tokenizer: Any, max_length: int) -> bool:
+    """Whether the group fits, and tokens never span the end of its prompt."""
+    prompt = tokenizer(group.prompt, add_special_tokens=False)["input_ids"]
+    for text in group.completions:
+        own = tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(group.prompt + text + EOS, add_special_tokens=False)["input_ids"]
+        if whole != [*prompt, *own, tokenizer.eos_token_id] or len(whole) > max_length:
+            return False
+    return True
+
+
+# -- weights -------------------------------------------------------------------------------
 
 
 def save_models(folder: Path, tokenizer: Any, size: Size, seed: int) -> int:
@@ -148,46 +266,61 @@ def save_models(folder: Path, tokenizer: Any, size: Size, seed: int) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def encode(row: Row, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """Prompt alone, completions alone, each ended by EOS: (prompt, chosen, rejected)."""
-    prompt, chosen, rejected = (
-        tokenizer(row[key], add_special_tokens=False)["input_ids"]
-        for key in ("prompt", "chosen", "rejected")
-    )
-    return prompt, [*chosen, tokenizer.eos_token_id], [*rejected, tokenizer.eos_token_id]
+def save_adapter(folder: Path, seed: int) -> None:
+    """A LoRA on every linear layer of the policy, whose update is not zero."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+    model = get_peft_model(base, lora_config())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    model.save_pretrained(folder / "adapter")
 
 
-def token_statistics(rows: list[Row], tokenizer: Any) -> dict[str, float]:
-    """Mean lengths, in tokens, of what the contenders train on."""
-    sums = [0, 0, 0]
-    for row in rows:
-        for index, ids in enumerate(encode(row, tokenizer)):
-            sums[index] += len(ids)
-    names = ("prompt", "chosen", "rejected")
-    return {name: round(total / len(rows), 1) for name, total in zip(names, sums, strict=True)}
+def lora_config() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def _splits_alike(row: Row, tokenizer: Any, max_length: int) -> bool:
-    """Whether the row fits, and tokens never span the end of its prompt."""
-    prompt, *completions = encode(row, tokenizer)
-    for key, ids in zip(("chosen", "rejected"), completions, strict=True):
-        text = row["prompt"] + row[key] + EOS
-        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if whole != prompt + ids or len(whole) > max_length:
-            return False
-    return True
+def load_adapter_weights(model: Any, folder: Path) -> None:
+    """Give a model's fresh LoRA the weights that every contender starts with.
+
+    Raises:
+        RuntimeError: they do not fit.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    outcome = set_peft_model_state_dict(model, weights)
+    left = [name for name in outcome.missing_keys if "lora_" in name]
+    if left or outcome.unexpected_keys:
+        raise RuntimeError(f"the adapter does not fit: {left or outcome.unexpected_keys}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--workload", choices=WORKLOADS, default="hh")
+    parser.add_argument("--model", choices=SIZES, default="14M")
     parser.add_argument("--rows", type=Path)
-    parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--count", type=int, required=True, help="comparisons")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--kind", type=json.loads, default={}, help="JSON: what is different")
+    parser.add_argument("--size", type=json.loads, default={}, help="JSON: what is different")
     options = parser.parse_args()
-    size = SMOKE if options.smoke else FULL
-    prepare(options.folder, options.rows, options.count, options.seed, size)
+    kind = replace(WORKLOADS[options.workload], **options.kind)
+    size = replace(SIZES[options.model], **options.size)
+    arguments = {"rows": options.rows, "count": options.count, "seed": options.seed}
+    prepare(options.folder, kind, size, **arguments)
 
 
 if __name__ == "__main__":
