@@ -29,6 +29,7 @@ from prefopt.engine.token_values import (
 )
 from prefopt.engine.tokens import Encoder, TokenGroup
 from prefopt.errors import PolicyError
+from prefopt.policies.computing import computing
 from prefopt.policies.load import Policy, base_model
 from prefopt.records import Group
 
@@ -84,10 +85,18 @@ class Scorer:
 
     def __call__(self, groups: Sequence[TokenGroup]) -> Tensor:
         """(B,) float32 nats: groups in order, and the completions of each in order."""
+        return computing(self.model, lambda: self._score(groups))
+
+    def _score(self, groups: Sequence[TokenGroup]) -> Tensor:
         if self.sharing is None:
             self._check(groups)
         with self._autocast():
             return self._trees(groups) if self.sharing == "trees" else self._rows(groups)
+
+    def check(self, groups: Sequence[TokenGroup]) -> None:
+        """Decide on these groups how all later ones are scored, if it is not decided yet."""
+        if self.sharing is None:
+            computing(self.model, lambda: self._check(groups))
 
     def token_values(
         self,
@@ -120,13 +129,20 @@ class Scorer:
             reference = None
         elif reference is None:
             raise ValueError("the per-token values 'reference' and 'kl' need a reference")
+        return computing(self.model, lambda: self._token_values(groups, names, reference))
+
+    def _token_values(
+        self,
+        groups: Sequence[TokenGroup],
+        names: Collection[str],
+        reference: FrozenScorer | None,
+    ) -> dict[str, Tensor]:
         learning = torch.is_grad_enabled() and not {"policy", "kl"}.isdisjoint(names)
         with torch.set_grad_enabled(learning):
             own = self._predictors(groups)
             columns = [own.hidden, own.targets]
             if reference is not None:
-                with torch.no_grad(), reference.state():
-                    columns.append(reference.scorer._predictors(groups).in_order_of(own))
+                columns.append(reference.predictors(groups).in_order_of(own))
             kept = 1 if reference is None else 2
             values = in_chunks(self._reader(names, reference), self._chunk(kept), *columns)
         order = [name for name in TOKEN_VALUES if name in names]
@@ -300,6 +316,12 @@ class FrozenScorer:
         """(B,) float32 nats, without gradient."""
         with torch.no_grad(), self.state():
             return self.scorer(groups)
+
+    def predictors(self, groups: Sequence[TokenGroup]) -> Predictors:
+        """What predicts the groups' completion tokens under the reference, without gradient."""
+        scorer = self.scorer
+        with torch.no_grad(), self.state():
+            return computing(scorer.model, lambda: scorer._predictors(groups))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(U, V) float32, without gradient, of (U, d) outputs of the reference's decoder."""

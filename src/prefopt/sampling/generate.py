@@ -30,6 +30,7 @@ from transformers import (
 
 from prefopt.engine.tokens import Encoder, Ids, TokenGroup
 from prefopt.errors import DataError, RecipeError
+from prefopt.policies.computing import computing
 from prefopt.policies.load import base_model
 from prefopt.records import Prompt, prompt_key
 
@@ -268,10 +269,13 @@ def _generate(
     if uniforms is not None:
         processors.append(InverseTransform(torch.from_numpy(uniforms).to(_real(policy)), width))
     model: Any = policy.model
-    whole: Tensor = model.generate(
-        input_ids=torch.from_numpy(tokens).to(policy.device),
-        attention_mask=torch.from_numpy(mask).to(policy.device),
-        logits_processor=processors,
+    whole: Tensor = computing(
+        model,
+        lambda: model.generate(
+            input_ids=torch.from_numpy(tokens).to(policy.device),
+            attention_mask=torch.from_numpy(mask).to(policy.device),
+            logits_processor=processors,
+        ),
     )
     return whole[:, width:].cpu()
 
