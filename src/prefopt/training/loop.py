@@ -9,13 +9,10 @@ in the plan, dropout is off, and the learning rate is a function of the step.
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from prefopt.objectives.metrics import Tally, at_rest
 from prefopt.objectives.scores import Judgements, Scores, join, on_device
 from prefopt.training import distributed
 from prefopt.training.batches import Examples, MicroBatch, Step
+from prefopt.training.interrupts import Stopped, between_steps
 
 Record = dict[str, Any]
 
@@ -116,13 +114,13 @@ class Job:
 
 
 def fit(job: Job, state: State) -> State:
-    """Train from `state` to the end of the plan, to an early stop, or to Ctrl-C.
+    """Train from `state` to the end of the plan, to an early stop, or until a signal says stop.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite; the weights are untouched by it.
-        KeyboardInterrupt: Ctrl-C, once the step is finished and a checkpoint saved.
+        Stopped: Ctrl-C or SIGTERM, once the step is finished and a checkpoint saved.
     """
-    with _interruptible() as interrupted:
+    with between_steps() as asked_to_stop:
         if job.evaluation and state.evaluated is None:
             evaluate(job, state, epoch=0.0)  # what there was before, to compare with
         if job.probe and state.probed is None:
@@ -159,10 +157,11 @@ def fit(job: Job, state: State) -> State:
                 evaluate(job, state, step.epoch)
             if job.probe and due(job.probe_every, state.step):
                 probe(job, state)
-            if job.save and (due(job.checkpoint_every, state.step) or interrupted()):
+            signum = asked_to_stop()
+            if job.save and (due(job.checkpoint_every, state.step) or signum):
                 job.last_checkpoint = job.save(state)
-            if interrupted():
-                raise KeyboardInterrupt
+            if signum:
+                raise Stopped(signum)
         if job.evaluation and state.evaluated != state.step:
             evaluate(job, state, job.steps[state.step - 1].epoch)
         if job.probe and state.probed != state.step:
@@ -329,29 +328,3 @@ def speed(step: Step, seconds: float) -> Record:
         "comparisons_per_second": step.comparisons / seconds,
         "seconds": seconds,
     }
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C is noted and acted on between steps; a second one acts at once.
-
-    Weights are never left halfway through an update. Outside the main thread Python cannot
-    handle signals, and nothing is changed.
-    """
-    pressed = False
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:
-        yield lambda: False
-        return
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
