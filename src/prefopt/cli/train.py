@@ -14,7 +14,7 @@ from prefopt.recipe import SECTIONS, Recipe, load_recipe, parse_flag
 _LISTS = ("data", "eval_data")
 _METAVARS = {"model": "MODEL", "data": "PATH", "eval_data": "PATH", "out": "FOLDER",
              "objective": "NAME", "reference": "MODEL", "adapter": "NAME", "probe": "PATH",
-             "constraints": "YAML"}  # fmt: skip
+             "constraints": "YAML", "parallel": "NAME"}  # fmt: skip
 
 #: how flags inside a section look, to be shown beside it
 _INSIDE = {
@@ -22,10 +22,11 @@ _INSIDE = {
     "reference": "To let it follow the policy: --reference.update-every 64.",
     "adapter": "Options: --adapter.rank 32.",
     "probe": "Options: --probe.every 20, --probe.samples 4, --probe.reward.rule module:function.",
+    "parallel": "Options: --parallel.shards 8, --parallel.tensor 4, --parallel.reshard false.",
     "constraints": "Such as '{name: rude, patterns: [damn], limit: 0.05}'; several in [].",
 }
 _OPTIONS = "_options"
-_DEFAULTS = {"objective": "dpo", "reference": "initial"}
+_DEFAULTS = {"objective": "dpo", "reference": "initial", "parallel": "ddp"}
 
 #: panels of the help page, in order, and the settings in each
 PANELS = {
@@ -42,6 +43,7 @@ PANELS = {
     ),
     "Speed and memory": (
         "device", "precision", "microbatch_tokens", "gradient_checkpointing", "sharing",
+        "parallel",
     ),
 }  # fmt: skip
 

@@ -32,18 +32,37 @@ class Whole(nn.Module):
 class _Holder:
     """The module that holds a model; a copy of the model is held by nothing."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, shape: nn.Module | None) -> None:
         self.module = module
+        self.shape = shape
         self.busy = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
 
 
-def hold(model: nn.Module, module: nn.Module) -> None:
-    """From now on, computations with the model go through the module around its `Whole`."""
+def hold(model: nn.Module, module: nn.Module, shape: nn.Module | None = None) -> None:
+    """From now on, computations with the model go through the module around its `Whole`.
+
+    Args:
+        model: what is computed with.
+        module: what holds it.
+        shape: the model as it was before, on the meta device, for copies of it.
+    """
     # A plain attribute would register the module as a part of the model that it holds.
-    object.__setattr__(model, _HOLDER, _Holder(module))
+    object.__setattr__(model, _HOLDER, _Holder(module, shape))
+
+
+def holder_of(model: nn.Module) -> nn.Module | None:
+    """What holds a model, if anything does."""
+    holder: _Holder | None = model.__dict__.get(_HOLDER)
+    return None if holder is None else holder.module
+
+
+def shape_of(model: nn.Module) -> nn.Module | None:
+    """The model without weights, as it was before it was spread."""
+    holder: _Holder | None = model.__dict__.get(_HOLDER)
+    return None if holder is None else holder.shape
 
 
 def computing(model: nn.Module, work: Callable[[], T]) -> T:

@@ -90,6 +90,8 @@ def _problems(resolved: ResolvedRecipe) -> Iterator[RecipeError]:
 def _idle(resolved: ResolvedRecipe) -> Iterator[RecipeError]:
     recipe, reference = resolved.recipe, resolved.recipe.reference
     no_reference = reference.name == "none"
+    strategy = recipe.parallel.strategy
+    unread = f"strategy {strategy} does not read it"
     for name, value, without_effect, reason in (
         ("eval_every", recipe.eval_every, recipe.eval_data is None, "there is no eval_data"),
         ("early_stop", recipe.early_stop, recipe.eval_data is None, "there is no eval_data"),
@@ -101,6 +103,9 @@ def _idle(resolved: ResolvedRecipe) -> Iterator[RecipeError]:
             not reference.moves,
             "the reference stays as it is without reference.update_every",
         ),
+        ("parallel.shards", recipe.parallel.shards, strategy != "hybrid", unread),
+        ("parallel.tensor", recipe.parallel.tensor, strategy != "tensor", unread),
+        ("parallel.reshard", recipe.parallel.reshard, strategy == "ddp", unread),
     ):
         if value is not None and without_effect:
             yield _without_effect(name, resolved, reason)

@@ -23,6 +23,7 @@ from prefopt.recipe.sections import (
     AdapterChoice,
     ConstraintChoice,
     ObjectiveChoice,
+    ParallelChoice,
     PositiveInt,
     ProbeChoice,
     ReferenceChoice,
@@ -33,7 +34,10 @@ from prefopt.recipe.sections import (
 )
 
 #: parts of a recipe with settings of their own, and the one that a plain word stands for
-SECTIONS = {"objective": "name", "reference": "name", "adapter": "name", "probe": "prompts"}
+SECTIONS = {
+    "objective": "name", "reference": "name", "adapter": "name", "probe": "prompts",
+    "parallel": "strategy",
+}  # fmt: skip
 
 _SOURCES: JsonDict = {
     "allowed": "a path, a list of paths, or a list of {path, name, share, format}"
@@ -133,6 +137,11 @@ class Recipe(Strict):
         default=None,
         description="where to compute, such as cpu or cuda; by default the first accelerator",
     )
+    parallel: ParallelChoice = Field(
+        default_factory=ParallelChoice,
+        description="how the model is spread over several processes: ddp, fsdp, hybrid or tensor",
+        json_schema_extra={"allowed": "ddp, fsdp, hybrid, tensor, or a mapping of settings"},
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of everything random")
     eval_every: PositiveInt | None = Field(
         default=None,
@@ -195,7 +204,7 @@ class Recipe(Strict):
 #: settings that change neither what is learned nor from what, so a run may go on with others
 NOT_LEARNED = frozenset(
     {"out", "resume", "track", "checkpoint_every", "microbatch_tokens", "gradient_checkpointing",
-     "reference_scores", "device"}
+     "reference_scores", "device", *(f"parallel.{name}" for name in ParallelChoice.model_fields)}
 )  # fmt: skip
 
 

@@ -148,6 +148,32 @@ class AdapterChoice(Strict):
         return dict(self.model_extra or {})
 
 
+class ParallelChoice(Strict):
+    """How the model is spread over the processes there are; one process holds all of it."""
+
+    strategy: Literal["ddp", "fsdp", "hybrid", "tensor"] = Field(
+        default="ddp",
+        description="ddp: a copy in every process; fsdp: weights, gradients and optimizer in "
+        "shards over all; hybrid: in shards within groups and a copy in every group; tensor: "
+        "each layer's matrices split within groups, and shards over those",
+    )
+    shards: PositiveInt | None = Field(
+        default=None,
+        description="processes that share one copy of the model (hybrid); by default those of "
+        "one machine",
+    )
+    tensor: PositiveInt | None = Field(
+        default=None,
+        description="processes that split each matrix (tensor); by default those of one machine",
+    )
+    reshard: bool | None = Field(
+        default=None,
+        description="let go of gathered weights after each layer's forward pass, and of whole "
+        "gradients after each micro-batch: less memory, more traffic; by default true (fsdp, "
+        "hybrid, tensor)",
+    )
+
+
 # -- what completions are measured by ------------------------------------------------------
 
 
