@@ -5,7 +5,9 @@ step: the seconds of N steps are those between the end of the last warm-up step 
 of the last step, data loading, reference, gradient clipping and logging included. Memory
 is the peak of the process's resident set while it trains, beside what it held before.
 
-All train float32 weights with AdamW at a constant learning rate on the same batches.
+All train float32 weights with AdamW at a constant learning rate on the same batches. A fast
+contender goes through the timed rows several times, so that it is timed for long enough: what
+it does for each row stays the same, and so do the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from workload import Row, encode
+from workload import ALPHA, RANK, Row, encode, load_adapter_weights, lora_config
 
 BETA = 0.1
 
@@ -38,10 +40,11 @@ class Task:
 
     Attributes:
         folder: the work folder, as `workload.py` writes it.
-        rows: in the order of the steps, `batch` of them to a step.
-        batch: pairs to a step.
+        rows: pairs in the order of the steps, `batch` of them to a step.
+        batch: pairs to a step; those of one prompt are never in two steps.
         warmup: steps before the clock starts.
         epochs: passes over the rows; more than one only where losses are compared.
+        cycles: passes over the timed rows.
         learning_rate: constant.
     """
 
@@ -50,11 +53,27 @@ class Task:
     batch: int
     warmup: int
     epochs: int
+    cycles: int
     learning_rate: float
 
     @property
     def steps(self) -> int:
-        return self.epochs * len(self.rows) // self.batch
+        return self.epochs * len(self.order) // self.batch
+
+    @property
+    def timed(self) -> int:
+        """Timed steps of one cycle."""
+        return len(self.rows) // self.batch - self.warmup
+
+    @property
+    def adapter(self) -> bool:
+        return (self.folder / "adapter").exists()
+
+    @property
+    def order(self) -> list[Row]:
+        """The rows of an epoch: those of the warm-up, then the timed ones again and again."""
+        warm = self.warmup * self.batch
+        return self.rows[:warm] + self.cycles * self.rows[warm:]
 
 
 @dataclass
@@ -63,7 +82,7 @@ class Outcome:
 
     Attributes:
         losses: of each step, where the contender tells them.
-        tokens: (prompt, chosen, rejected) ids of each row, in the order of `Task.rows`.
+        tokens: (prompt, chosen, rejected) ids of each row.
         prepared: seconds spent before the meter was started on what is part of the job:
             tokenising, and reference scores that are computed in advance.
     """
@@ -78,7 +97,9 @@ class Meter:
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-        register_optimizer_step_post_hook(lambda *_: self.ends.append(time.perf_counter()))
+        self._hook = register_optimizer_step_post_hook(
+            lambda *_: self.ends.append(time.perf_counter())
+        )
 
     def start(self) -> None:
         """Called when imports, weights and rows are in place and only training is left."""
@@ -88,7 +109,9 @@ class Meter:
             Path("/proc/self/clear_refs").write_text("5")
         self.started = time.perf_counter()
 
-    def peak_mib(self) -> float:
+    def stop(self) -> float:
+        """No more steps are noted; the peak of the process's memory, in MiB."""
+        self._hook.remove()
         return _status_mib("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -115,20 +138,21 @@ def prefopt_each_step(task: Task, meter: Meter) -> Outcome:
 
 def _prefopt(task: Task, meter: Meter, **options: Any) -> Outcome:
     from prefopt import DPOTrainer
-    from prefopt.data.formats import read_groups
-    from prefopt.data.mixture import epoch_order
     from prefopt.engine.tokens import Encoder
 
-    by_prompt = {group.prompt: group for group in read_groups(task.folder / "rows.jsonl")}
-    groups = [by_prompt[row["prompt"]] for row in task.rows]
-    # `fit` shuffles: hand over the rows so that its first epoch visits them in the given order.
-    shuffle = epoch_order([None] * len(groups), [1] * len(groups), None, seed=0, epoch=0)
-    placed = [group for _, group in sorted(zip(shuffle, groups, strict=True), key=lambda p: p[0])]
+    groups, placed = _groups(task)
+    if task.adapter:
+        options["adapter"] = {
+            "name": "lora",
+            "rank": RANK,
+            "alpha": ALPHA,
+            "target_modules": "all-linear",
+        }
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PREFOPT_CACHE"] = cache  # empty: nothing is known from an earlier run
         trainer = DPOTrainer(
             task.folder / "policy",
-            task.folder / "reference",
+            None if task.adapter else task.folder / "reference",
             beta=BETA,
             lr=task.learning_rate,
             batch_size=task.batch,
@@ -138,39 +162,70 @@ def _prefopt(task: Task, meter: Meter, **options: Any) -> Outcome:
             seed=0,
             **options,
         )
+        if task.adapter:  # the reference is the policy with its adapter off
+            load_adapter_weights(trainer.model, task.folder)
         meter.start()
         history = trainer.fit(placed)
     outcome = Outcome(losses=[record["loss"] for record in history])
     for group in Encoder(trainer.policy.tokenizer)(groups):
-        edge = group.comparisons[0]
-        sides = (group.completions[edge.preferred], group.completions[edge.dispreferred])
-        outcome.tokens.append(tuple(ids.tolist() for ids in (group.prompt, *sides)))
+        for edge in group.comparisons:
+            sides = (group.completions[edge.preferred], group.completions[edge.dispreferred])
+            outcome.tokens.append(tuple(ids.tolist() for ids in (group.prompt, *sides)))
     return outcome
+
+
+def _groups(task: Task) -> tuple[list[Any], list[Any]]:
+    """The groups of the rows, once each; and all in the order in which `fit` is to get them.
+
+    `fit` shuffles: its first epoch then visits them in the order of the rows.
+    """
+    from prefopt.data.formats import read_groups
+    from prefopt.data.mixture import epoch_order
+
+    by_prompt = {group.prompt: group for group in read_groups(task.folder / "groups.jsonl")}
+    visits = []
+    for row in task.order:
+        if not visits or visits[-1].prompt != row["prompt"]:
+            visits.append(by_prompt[row["prompt"]])
+    counts = [len(group.comparisons) for group in visits]
+    shuffle = epoch_order([None] * len(visits), counts, None, seed=0, epoch=0)
+    placed = [group for _, group in sorted(zip(shuffle, visits, strict=True), key=lambda p: p[0])]
+    return list({group.prompt: group for group in visits}.values()), placed
 
 
 def plain(task: Task, meter: Meter) -> Outcome:
     """A good short loop: one padded batch, chosen then rejected, and full logits."""
     policy, tokenizer = _load(task.folder / "policy")
-    reference, _ = _load(task.folder / "reference")
-    reference.requires_grad_(False)
+    if task.adapter:
+        from peft import PeftModel
+
+        policy = PeftModel.from_pretrained(policy, task.folder / "adapter", is_trainable=True)
+        reference, reference_state = policy, policy.disable_adapter
+    else:
+        reference, _ = _load(task.folder / "reference")
+        reference.requires_grad_(False)
+        reference_state = contextlib.nullcontext
     optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=task.learning_rate, weight_decay=0.0, fused=True
+        [weight for weight in policy.parameters() if weight.requires_grad],
+        lr=task.learning_rate,
+        weight_decay=0.0,
+        fused=True,
     )
     begin = time.perf_counter()
-    outcome = Outcome(tokens=[encode(row, tokenizer) for row in task.rows])
+    outcome = Outcome(tokens=[encode(row, tokenizer) for row in task.order])
     outcome.prepared = time.perf_counter() - begin
     meter.start()
     for _ in range(task.epochs):
-        for start in range(0, len(task.rows), task.batch):
+        for start in range(0, len(outcome.tokens), task.batch):
             pairs = outcome.tokens[start : start + task.batch]
             ids, mask, labels = _pad(pairs, tokenizer.pad_token_id)
             logps = _plain_logps(policy, ids, mask, labels)
-            with torch.no_grad():
+            with torch.no_grad(), reference_state():
                 reference_logps = _plain_logps(reference, ids, mask, labels)
             preferred, dispreferred = (logps - reference_logps).chunk(2)
             loss = -F.logsigmoid(BETA * (preferred - dispreferred)).mean()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             outcome.losses.append(loss.item())
@@ -215,8 +270,8 @@ def trl_best(task: Task, meter: Meter) -> Outcome:
     No checkpointed gradients, reference scores computed before training and the timed rows
     sorted by length, so that little is padded.
     """
-    warm = task.warmup * task.batch
     if task.epochs == 1:
+        warm = task.warmup * task.batch
         task.rows[warm:] = sorted(
             task.rows[warm:],
             key=lambda r: len(r["prompt"]) + max(map(len, (r["chosen"], r["rejected"]))),
@@ -229,7 +284,7 @@ def _trl(task: Task, meter: Meter, **options: Any) -> Outcome:
     from trl import DPOConfig, DPOTrainer
 
     policy, tokenizer = _load(task.folder / "policy")
-    reference, _ = _load(task.folder / "reference")
+    reference = None if task.adapter else _load(task.folder / "reference")[0]
     with tempfile.TemporaryDirectory() as out:
         arguments = DPOConfig(
             out,
@@ -253,10 +308,13 @@ def _trl(task: Task, meter: Meter, **options: Any) -> Outcome:
             policy,
             reference,
             arguments,
-            train_dataset=Dataset.from_list(task.rows),
+            train_dataset=Dataset.from_list(task.order),
             processing_class=tokenizer,
+            peft_config=lora_config() if task.adapter else None,
         )
         outcome = Outcome(prepared=time.perf_counter() - begin)
+        if task.adapter:  # the reference is the policy with its adapter off
+            load_adapter_weights(trainer.model, task.folder)
         if options.get("precompute_ref_log_probs"):
             trainer.ref_model = reference = None  # its scores are all that is needed now
         meter.start()
@@ -286,7 +344,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 # -- one process ---------------------------------------------------------------------------
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("folder", type=Path)
@@ -294,18 +352,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, required=True, help="how many, from the first")
     parser.add_argument("--warmup", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--cycles", type=int, default=1, help="passes over the timed rows")
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--profile", action="store_true", help="where the time goes, as a table")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     lines = (options.folder / "rows.jsonl").read_text().splitlines()[: options.rows]
     task = Task(
-        options.folder,
-        [json.loads(line) for line in lines],
-        options.batch,
-        options.warmup,
-        options.epochs,
-        options.learning_rate,
+        folder=options.folder,
+        rows=[json.loads(line) for line in lines],
+        batch=options.batch,
+        warmup=options.warmup,
+        epochs=options.epochs,
+        cycles=options.cycles,
+        learning_rate=options.learning_rate,
     )
     if options.profile:
         print(profiled(options.contender, task))
@@ -321,19 +381,22 @@ def measure(contender: str, task: Task) -> dict[str, Any]:
     """
     meter = Meter()
     outcome = CONTENDERS[contender](task, meter)
-    peak = meter.peak_mib()
+    peak = meter.stop()
     if len(meter.ends) != task.steps:
         raise RuntimeError(f"{contender} made {len(meter.ends)} steps of {task.steps}")
     begin = meter.ends[task.warmup - 1] if task.warmup else meter.started
+    seconds = meter.ends[-1] - begin
     pairs = (task.steps - task.warmup) * task.batch
-    whole = outcome.prepared + meter.ends[-1] - meter.started
+    once = task.warmup + task.timed  # steps of a job that visits each row once
+    whole = outcome.prepared + meter.ends[once - 1] - meter.started
     return {
         "contender": contender,
-        "seconds": meter.ends[-1] - begin,
+        "seconds": seconds,
+        "steps": task.steps - task.warmup,
         "pairs": pairs,
-        "pairs_per_second": pairs / (meter.ends[-1] - begin),
+        "pairs_per_second": pairs / seconds,
         "step_seconds": [b - a for a, b in zip(meter.ends, meter.ends[1:], strict=False)],
-        "whole_pairs_per_second": task.steps * task.batch / whole,
+        "whole_pairs_per_second": once * task.batch / whole,
         "peak_mib": peak,
         "held_mib": meter.held_mib,
         "losses": outcome.losses,
@@ -353,8 +416,9 @@ def profiled(contender: str, task: Task) -> str:
 
 
 def digest(tokens: list[tuple[list[int], ...]]) -> str:
-    """The same for the same rows of token ids, in whatever order the rows come."""
-    rows = sorted([list(map(int, ids)) for ids in row] for row in tokens)
+    """The same for the same rows of token ids, in whatever order and however often they come."""
+    distinct = {tuple(tuple(map(int, ids)) for ids in row) for row in tokens}
+    rows = sorted([list(ids) for ids in row] for row in distinct)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 

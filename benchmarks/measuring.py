@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -20,7 +23,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
+PACKAGES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "torchao",
+    "bitsandbytes",
+)  # fmt: skip
 #: share of the processors that others may use before a figure counts as taken under load
 QUIET = 0.15
 Json = dict[str, Any]
@@ -131,18 +137,32 @@ def under_load(shares: Iterable[float | None]) -> bool:
 # -- processes -----------------------------------------------------------------------------
 
 
-def python(script: str, *arguments: str, threads: int) -> str:
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def python(script: str, *arguments: str, threads: int, inside: bool = False) -> str:
     """Run a script of this folder in a process of its own; its stdout.
+
+    Args:
+        inside: in this process instead, which saves its start; where figures mean nothing.
 
     Raises:
         SystemExit: it failed; the end of what it said is shown.
     """
-    environment = os.environ | {
+    settings = {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
+    if inside:
+        os.environ.update(settings)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            importlib.import_module(Path(script).stem).main(arguments)
+        return said.getvalue()
+    environment = os.environ | settings
     command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

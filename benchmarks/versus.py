@@ -1,12 +1,21 @@
 """prefopt against TRL's DPOTrainer and a plain padded loop, on the same rows.
 
-    python benchmarks/versus.py --rows harmless_base.jsonl.gz
+    python benchmarks/versus.py --rows harmless_base.jsonl.gz          # every workload and model
+    python benchmarks/versus.py --cases hh-14M --contenders prefopt,plain
     python benchmarks/versus.py --smoke            # seconds; generated rows, a tiny model
 
-First every contender takes two steps on one batch from the same weights: they must have
-seen the same token ids, and their losses must agree, or nothing is timed. Then they take
-turns (A B C A B C …), each in a process of its own, and medians over the turns are
-reported with the whole range, and ratios as medians of the ratios within a turn.
+A case is a workload and a model. First every contender takes two steps on one batch from the
+same weights: they must have seen the same token ids, and their losses must agree, or nothing
+is timed. Then they take turns (A B C A B C …), each in a process of its own, and medians over
+the turns are reported with the whole range, and ratios as medians of the ratios within a turn.
+
+The first steps also tell how slow each contender is. From that a case chooses how many steps
+and turns fit its minutes, two of each at least. All contenders train on the same rows; a fast
+one goes through them several times, so that it is timed for some seconds too. How many steps
+stand behind a figure is told with it.
+
+Every turn is written to the results as soon as it is done. What was measured with the same
+code and settings is not measured again, so a benchmark that was stopped goes on.
 
 How to read it. `pairs/s` is over the timed steps only. Reference scores that are computed
 before the first step (`prefopt`, `trl-best`) are not in it; contenders that run the reference
@@ -19,105 +28,86 @@ Memory is the peak resident set of the process while it trains, imports and weig
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
-import json
-import os
-import platform
-import statistics
-import subprocess
+import hashlib
 import sys
 import tempfile
-from collections.abc import Iterable
-from datetime import UTC, datetime
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-HERE = Path(__file__).resolve().parent
-CONTENDERS = ("prefopt", "prefopt-each-step", "trl", "trl-best", "plain")
-NEEDS = {"trl": ("trl", "datasets"), "trl-best": ("trl", "datasets")}
-LOSS_TOLERANCE = 1e-3  # relative
-#: what prefopt is compared in, the baseline, the key, and the target where there is one
-TARGETS = (
-    ("pairs/s against TRL", "trl", "pairs_per_second", ">=", 8.0),
-    ("pairs/s against the plain loop", "plain", "pairs_per_second", ">=", 4.0),
-    ("peak memory against TRL", "trl", "peak_mib", "<=", 1 / 3),
-    ("pairs/s against TRL at its best", "trl-best", "pairs_per_second", None, None),
-    ("peak memory against TRL at its best", "trl-best", "peak_mib", None, None),
-    ("whole job against TRL", "trl", "whole_pairs_per_second", None, None),
-    ("whole job against the plain loop", "plain", "whole_pairs_per_second", None, None),
+from cases import CASES, CONTENDERS, MAIN, NEEDS, SMOKES, SPEED, Case, ratios, summary
+from measuring import (
+    RESULTS,
+    Json,
+    busy,
+    missing,
+    provenance,
+    python,
+    read_json,
+    result_of,
+    say,
+    under_load,
+    write_json,
 )
-Result = dict[str, Any]
-console = Console(stderr=True)
+from tables import versus_case
+
+LOSS_TOLERANCE = 1e-3  # relative
+#: seconds that a fast contender is timed for, by going through the rows again, and how often
+LONG_ENOUGH, MOST_CYCLES = 6.0, 10
+LEAST_STEPS = LEAST_TURNS = 2
 
 
-def main() -> int:
-    options = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
     contenders, notes = installed(options.contenders)
     if options.smoke:
         notes.append("a smoke run: that the contenders agree is real, its figures mean nothing")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(options.work or scratch)
-        prepare(folder, options)
-        if options.profile:
-            print(child(options.profile, folder, options, "--profile"))
-            return 0
-        agreement = check_agreement(contenders, folder, options)
-        turns = [
-            {name: run(name, folder, options, turn) for name in contenders}
-            for turn in range(options.repeats)
-        ]
-        workload = json.loads((folder / "workload.json").read_text())
-    report = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": hardware(),
-        "versions": versions(),
-        "settings": settings(options),
-        "workload": workload,
-        "agreement": agreement,
-        "notes": notes,
-        "summary": {name: summary([turn[name] for turn in turns]) for name in contenders},
-        "ratios": ratios(turns),
-        "turns": turns,
-    }
-    show(report)
-    if options.out:
-        write(options.out, report)
+    ends = time.monotonic() + 60 * options.budget
+    skipped = []
+    for case in options.cases:
+        key = settings(case, contenders, options)
+        known = stored(options.out, case, key)
+        if known.get("complete"):
+            say(f"{case.name}: measured before with the same code and settings")
+        elif time.monotonic() >= ends:
+            skipped.append(case.name)
+            continue
+        else:
+            known = measure(case, key, known, contenders, notes, options)
+        print("\n".join(versus_case(case.name, known)))
+    if skipped:
+        say(f"out of time, and left for the next call: {', '.join(skipped)}")
     return 0
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=Path, help="Anthropic HH transcripts, .jsonl or .jsonl.gz")
-    parser.add_argument("--smoke", action="store_true", help="tiny model, generated rows")
+    parser.add_argument("--cases", default="main", help=f"main, all, or of {', '.join(CASES)}")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--batch", type=int, default=8, help="pairs to a step")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before the clock starts")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each contender")
+    parser.add_argument("--budget", type=float, default=60, help="minutes; no case begins later")
+    parser.add_argument("--minutes", type=float, help="what the turns of each case may take")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", help="folder for rows and weights; a temporary one otherwise")
+    parser.add_argument("--smoke", action="store_true", help="tiny model, generated rows")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
-    parser.add_argument(
-        "--profile", metavar="CONTENDER", nargs="?", const="prefopt", help="profile one, and stop"
-    )
-    options = parser.parse_args()
-    if options.smoke:
-        options.batch, options.steps, options.repeats = 4, 2, 1
-    elif options.rows is None:
-        parser.error("give --rows FILE, or --smoke")
-    elif options.out is None:
-        options.out = HERE / "results" / f"versus-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    options = parser.parse_args(arguments)
+    cases = SMOKES if options.smoke else CASES
+    whole = options.contenders == ",".join(CONTENDERS)
     options.contenders = options.contenders.split(",")
     if unknown := set(options.contenders) - set(CONTENDERS):
         parser.error(f"no such contender: {', '.join(sorted(unknown))}; of {', '.join(CONTENDERS)}")
+    names = {"main": MAIN, "all": tuple(CASES)}.get(options.cases, options.cases.split(","))
+    if options.smoke:
+        names = tuple(SMOKES) if options.cases == "main" else names
+    if unknown := set(names) - set(cases):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; of {', '.join(cases)}")
+    options.cases = [cases[name] for name in names]
+    if options.out is None and whole and not options.smoke:
+        options.out = RESULTS / "versus.json"  # never half the contenders, never a smoke run
     return options
 
 
@@ -125,71 +115,111 @@ def installed(contenders: Iterable[str]) -> tuple[list[str], list[str]]:
     """Contenders that can run here, and a note for each that cannot."""
     present, notes = [], []
     for name in contenders:
-        missing = [m for m in NEEDS.get(name, ()) if importlib.util.find_spec(m) is None]
-        if missing:
-            notes.append(f"{name} was left out: {', '.join(missing)} not installed (extra `bench`)")
+        if absent := missing(NEEDS.get(name, ())):
+            notes.append(f"{name} was left out: {', '.join(absent)} not installed (extra `bench`)")
         else:
             present.append(name)
     return present, notes
 
 
-# -- processes -----------------------------------------------------------------------------
+# -- what is known already -----------------------------------------------------------------
 
 
-def prepare(folder: Path, options: argparse.Namespace) -> None:
-    """Rows, tokenizer and weights, made in a process of their own: this one stays small."""
-    console.print("making rows, tokenizer and weights")
-    count = options.batch * (options.warmup + options.steps)
-    arguments = ["--count", str(count), "--seed", str(options.seed)]
-    arguments += ["--smoke"] if options.smoke else ["--rows", str(options.rows)]
-    python("workload.py", str(folder), *arguments, threads=options.threads)
-
-
-def child(name: str, folder: Path, options: argparse.Namespace, *more: str) -> str:
-    rows = options.batch * (options.warmup + options.steps)
-    arguments = [name, str(folder), "--batch", str(options.batch)]
-    if "--rows" not in more:
-        arguments += ["--rows", str(rows), "--warmup", str(options.warmup)]
-    return python("contenders.py", *arguments, *more, threads=options.threads)
-
-
-def python(script: str, *arguments: str, threads: int) -> str:
-    """Run a script of this folder; its stdout.
-
-    Raises:
-        SystemExit: it failed; the end of what it said is shown.
-    """
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+def settings(case: Case, contenders: Sequence[str], options: argparse.Namespace) -> Json:
+    """All that a case's figures depend on beside the code and the machine."""
+    rows = options.rows
+    return case.settings() | {
+        "minutes": options.minutes or case.minutes,
+        "contenders": list(contenders),
+        "rows": rows and [rows.name, hashlib.sha256(rows.read_bytes()).hexdigest()[:16]],
+        "threads": options.threads,
+        "seed": options.seed,
+        "precision": "float32",
     }
-    command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return done.stdout
 
 
-def result_of(stdout: str) -> Result:
-    result: Result = json.loads(stdout.strip().splitlines()[-1])
-    return result
+def stored(out: Path | None, case: Case, key: Json) -> Json:
+    """What is known of a case, if it was measured with this code, these settings, here."""
+    if out is None:
+        return {}
+    found: Json = read_json(out).get("cases", {}).get(case.name, {})
+    here = provenance()
+    same = found.get("settings") == key
+    same &= all(found.get(name) == here[name] for name in ("code", "hardware", "versions"))
+    return found if same else {}
 
 
-def check_agreement(contenders: list[str], folder: Path, options: argparse.Namespace) -> Result:
-    """Two steps of each on the same batch: same tokens, same losses.
+def store(out: Path | None, name: str, record: Json) -> None:
+    if out is not None:
+        cases = read_json(out).get("cases", {}) | {name: record}
+        order = [*CASES, *SMOKES]
+        write_json(out, {"cases": dict(sorted(cases.items(), key=lambda c: order.index(c[0])))})
+
+
+# -- a case --------------------------------------------------------------------------------
+
+
+def measure(
+    case: Case,
+    key: Json,
+    known: Json,
+    contenders: list[str],
+    notes: list[str],
+    options: argparse.Namespace,
+) -> Json:
+    """Check the contenders, plan, and take the turns that are missing; the case's record."""
+    say(f"{case.name}: making rows, tokenizer and weights")
+    run = partial(python, threads=options.threads, inside=options.smoke)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        rows = ("--rows", str(options.rows)) if options.rows else ()
+        most = case.batch * (1 + case.steps)
+        names = ("--workload", case.workload, "--model", case.model)
+        run("workload.py", scratch, *names, "--count", str(most), *rows,
+            "--seed", str(options.seed))  # fmt: skip
+        if not known:
+            agreement, costs = check_agreement(contenders, folder, case, run)
+            plan = plan_case(case, costs, 60 * key["minutes"])
+            known = provenance() | {
+                "settings": key,
+                "workload": read_json(folder / "workload.json"),
+                "agreement": agreement,
+                "plan": plan,
+                "notes": notes,
+                "turns": [],
+            }
+        plan = known["plan"]
+        while len(known["turns"]) < plan["turns"]:
+            turn = len(known["turns"]) + 1
+            say(f"{case.name}: turn {turn} of {plan['turns']}, {plan['steps']} steps of rows")
+            results = {name: take(name, folder, case, plan, run) for name in contenders}
+            known["turns"].append(results)
+            store(options.out, case.name, finished(case, known))
+    return finished(case, known)
+
+
+def check_agreement(
+    contenders: list[str], folder: Path, case: Case, run: partial[str]
+) -> tuple[Json, Json]:
+    """Two steps of each on the same batch: same tokens, same losses; and what they cost.
 
     The second loss depends on the first step's gradients, so those are compared as well.
 
     Raises:
         SystemExit: two contenders do not compute the same thing.
     """
-    results = {}
+    results, costs = {}, {}
     for name in contenders:
-        console.print(f"checking {name}")
-        more = ("--rows", str(options.batch), "--epochs", "2", "--learning-rate", "1e-4")
-        results[name] = result_of(child(name, folder, options, *more))
+        began = time.monotonic()
+        batch = str(case.check)
+        more = ("--batch", batch, "--rows", batch, "--epochs", "2", "--learning-rate", "1e-4")
+        results[name] = result_of(run("contenders.py", name, str(folder), *more))
+        pair = results[name]["step_seconds"][-1] / case.check
+        costs[name] = {
+            "pair": pair,
+            "start": max(time.monotonic() - began - 2 * case.check * pair, 0),
+        }
+        say(f"{case.name}: {name} agrees so far, {1 / pair:.2f} pairs/s in one step")
     losses = {name: result["losses"] for name, result in results.items()}
     difference = max(
         (max(step) - min(step)) / min(step) for step in zip(*losses.values(), strict=True)
@@ -198,139 +228,68 @@ def check_agreement(contenders: list[str], folder: Path, options: argparse.Names
     if not same_tokens or difference > LOSS_TOLERANCE:
         seen = {name: (result["tokens"], result["losses"]) for name, result in results.items()}
         raise SystemExit(f"the contenders do not agree, nothing was timed: {seen}")
-    return {"losses": losses, "largest_relative_difference": difference, "same_tokens": True}
+    agreement = {"losses": losses, "largest_relative_difference": difference, "same_tokens": True}
+    return agreement, costs
 
 
-def run(name: str, folder: Path, options: argparse.Namespace, turn: int) -> Result:
-    load = os.getloadavg()[0]
-    result = result_of(child(name, folder, options))
-    console.print(
-        f"turn {turn + 1}: {name:18} {result['pairs_per_second']:6.2f} pairs/s "
-        f"{result['peak_mib']:6.0f} MiB"
+def plan_case(case: Case, costs: Json, seconds: float) -> Json:
+    """How many steps, turns and passes over the rows fit the time, by what a step costs.
+
+    At least two timed steps and two turns, whatever the time (a smoke case has one turn).
+    """
+    step = {name: case.batch * cost["pair"] for name, cost in costs.items()}
+
+    def turn(steps: int) -> float:
+        return sum(
+            cost["start"] + step[name] + max(steps * step[name], LONG_ENOUGH)
+            for name, cost in costs.items()
+        )
+
+    choices = [
+        (steps, turns)
+        for turns in range(case.turns, min(case.turns, LEAST_TURNS) - 1, -1)
+        for steps in range(case.steps, LEAST_STEPS - 1, -1)
+    ]
+    fitting = [choice for choice in choices if choice[1] * turn(choice[0]) <= seconds]
+    steps, turns = fitting[0] if fitting else choices[-1]
+    long_enough = 0.0 if case.model == "smoke" else LONG_ENOUGH
+    cycles = {
+        name: min(max(round(long_enough / (steps * step[name])), 1), MOST_CYCLES) for name in costs
+    }
+    return {
+        "steps": steps,
+        "turns": turns,
+        "cycles": cycles,
+        "expected_minutes": round(turns * turn(steps) / 60, 1),
+    }
+
+
+def take(name: str, folder: Path, case: Case, plan: Json, run: partial[str]) -> Json:
+    """One contender's turn, and how busy the machine was before and after it."""
+    pause = 0.02 if case.model == "smoke" else 0.5
+    before = busy(pause)
+    rows = case.batch * (1 + plan["steps"])
+    more = ("--rows", str(rows), "--warmup", "1", "--cycles", str(plan["cycles"][name]))
+    result = result_of(run("contenders.py", name, str(folder), "--batch", str(case.batch), *more))
+    after = busy(pause)
+    say(
+        f"{case.name}: {name:18} {result[SPEED]:7.2f} pairs/s {result['peak_mib']:6.0f} MiB "
+        f"({result['steps']} steps)"
     )
     del result["losses"], result["tokens"]
-    return result | {"load_before": load}
+    return result | {"others": [before, after]}
 
 
-# -- what came out -------------------------------------------------------------------------
-
-
-def summary(results: list[Result]) -> Result:
-    """Median, least and most over the turns of everything that is a number."""
-    keys = ("pairs_per_second", "whole_pairs_per_second", "peak_mib", "held_mib")
-    return {
-        key: {
-            "median": statistics.median(values),
-            "least": min(values),
-            "most": max(values),
-        }
-        for key in keys
-        for values in [[result[key] for result in results]]
+def finished(case: Case, known: Json) -> Json:
+    """The record of a case with what its turns come to."""
+    turns = known["turns"]
+    shares = [share for turn in turns for result in turn.values() for share in result["others"]]
+    return known | {
+        "complete": len(turns) == known["plan"]["turns"],
+        "under_load": under_load(shares),
+        "summary": {name: summary([turn[name] for turn in turns]) for name in turns[0]},
+        "ratios": ratios(case.name, turns),
     }
-
-
-def ratios(turns: list[dict[str, Result]]) -> list[Result]:
-    """prefopt over each baseline, within a turn; the median of the turns, and the target."""
-    rows = []
-    for contender in ("prefopt", "prefopt-each-step"):
-        for what, baseline, key, sense, target in TARGETS:
-            if {contender, baseline} <= set(turns[0]):
-                values = [turn[contender][key] / turn[baseline][key] for turn in turns]
-                median = statistics.median(values)
-                row = {"contender": contender, "what": what, "median": median}
-                row |= {"least": min(values), "most": max(values)}
-                if target is not None:
-                    met = median >= target if sense == ">=" else median <= target
-                    row |= {"target": f"{sense} {target:.3g}", "met": met}
-                rows.append(row)
-    return rows
-
-
-def show(report: Result) -> None:
-    """The figures, on stdout."""
-    out = Console()
-    table = Table("contender", title="median (least – most)")
-    for column in ("pairs/s", "whole job, pairs/s", "peak MiB", "training alone MiB"):
-        table.add_column(column, justify="right")
-    for name, row in report["summary"].items():
-        alone = row["peak_mib"]["median"] - row["held_mib"]["median"]
-        speeds = (ranged(row[key], 2) for key in ("pairs_per_second", "whole_pairs_per_second"))
-        table.add_row(name, *speeds, ranged(row["peak_mib"], 0), f"{alone:.0f}")
-    out.print(table)
-    words = {True: "yes", False: "no", None: ""}
-    table = Table("contender", "what", "ratio", "target", "met", title="ratios within a turn")
-    for row in report["ratios"]:
-        cells = (row["contender"], row["what"], ranged(row, 2), row.get("target", ""))
-        table.add_row(*cells, words[row.get("met")])
-    out.print(table)
-    model, settings = report["workload"]["model"], report["settings"]
-    out.print(
-        f"{model['parameters'] / 1e6:.1f} M parameters, vocabulary {model['vocabulary']}, "
-        f"{settings['batch']} pairs a step, mean tokens {report['workload']['tokens']}; "
-        f"{report['hardware']['processor']}, {settings['threads']} threads; losses agree "
-        f"within {report['agreement']['largest_relative_difference']:.1e}"
-    )
-    for note in report["notes"]:
-        out.print(f"note: {note}")
-
-
-def ranged(row: Result, digits: int) -> str:
-    median, least, most = (f"{row[key]:.{digits}f}" for key in ("median", "least", "most"))
-    return median if least == most else f"{median} ({least} – {most})"
-
-
-def write(path: Path, report: Result) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(path)
-    console.print(f"figures in {path}")
-
-
-def settings(options: argparse.Namespace) -> Result:
-    names = ("batch", "steps", "warmup", "repeats", "threads", "seed", "smoke")
-    return {name: getattr(options, name) for name in names} | {"precision": "float32"}
-
-
-def versions() -> Result:
-    names = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return {"python": platform.python_version(), **found}
-
-
-def hardware() -> Result:
-    """The processor, its cores and the memory, as far as the system tells."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else processor
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (OSError, ValueError):
-        memory = 0.0
-    system = f"{platform.system()} {platform.release().split('-')[0]}"
-    cores = os.cpu_count()
-    return {
-        "processor": processor,
-        "cores": cores,
-        "memory_gib": round(memory, 1),
-        "system": system,
-    }
-
-
-def commit() -> str | None:
-    """The commit measured, with a + where files differ from it."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

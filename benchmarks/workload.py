@@ -19,7 +19,7 @@ import argparse
 import gzip
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, combinations
 from math import log
@@ -28,6 +28,8 @@ from typing import Any
 
 EOS, PAD = "<|end|>", "<|pad|>"
 _TURN = "\n\nAssistant:"
+#: lengths in a smoke run, where a word is several tokens
+SHORT = {"prompt": 12, "answer": 6, "prompt_spread": 0.5, "answer_spread": 0.5}
 #: of the LoRA that is trained, in every contender's own words
 RANK, ALPHA = 16, 32
 Row = dict[str, str]
@@ -304,7 +306,7 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
         raise RuntimeError(f"the adapter does not fit: {left or outcome.unexpected_keys}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -316,8 +318,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", type=json.loads, default={}, help="JSON: what is different")
     parser.add_argument("--size", type=json.loads, default={}, help="JSON: what is different")
-    options = parser.parse_args()
-    kind = replace(WORKLOADS[options.workload], **options.kind)
+    options = parser.parse_args(arguments)
+    short = SHORT if options.model == "smoke" else {}
+    kind = replace(WORKLOADS[options.workload], **(short | options.kind))
     size = replace(SIZES[options.model], **options.size)
     arguments = {"rows": options.rows, "count": options.count, "seed": options.seed}
     prepare(options.folder, kind, size, **arguments)
