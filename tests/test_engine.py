@@ -197,25 +197,6 @@ def test_lack_of_memory_is_not_taken_for_a_difference(
     assert scorer.sharing is None
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("architecture", ["llama", "mistral"])
-def test_flex_attention_sees_what_segments_see(
-    architecture: str, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The CUDA kernel, run uncompiled on the CPU, forward only (it has no backward there)."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    model, groups = make_model(architecture), token_groups()
-    scorer = Scorer(model)
-    with torch.no_grad():
-        by_segment = scorer(groups)
-        monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
-        monkeypatch.setattr(attention, "_by_segment", lambda _, *args: attention._flex(*args))
-        by_flex = scorer(groups)
-    assert scorer.sharing == "trees"
-    torch.testing.assert_close(by_flex, by_segment, atol=1e-4, rtol=0)
-
-
 def test_chunked_head_equals_plain_head(make_model: Callable[..., Any]) -> None:
     model, groups = make_model("gemma2"), token_groups()
     plain, chunked = Scorer(model), Scorer(model, logits_budget=4 * 384 * 7)

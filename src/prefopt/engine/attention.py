@@ -2,13 +2,13 @@
 
 A decoder is told to use the attention function registered here while a forest goes through
 it, and its own one at all other times. The mask that travels through the decoder in place
-of a tensor is a `TreeMask`: the forest and the layer's own rule (causal, sliding window,
-chunks), which the decoder hands to the registered mask function. A token sees its ancestors
-and itself, where the rule allows it *by position in the sequence*; rows mean nothing.
+of a tensor is a `TreeMask`: the forest and the layer's own rule, which the decoder hands to
+the registered mask function.
 
-Kernels: on CUDA one FlexAttention call; elsewhere, and for attention that is more than a
-softmax (soft caps, sinks), a call per tree segment with its ancestors' keys gathered. On a
-CPU a dense mask over the whole row is slower than separate sequences; segments are not.
+Kernels: a call per tree segment with its ancestors' keys gathered, which is what CPUs use,
+and attention that is more than a softmax (soft caps, sinks); or one call for the whole
+forest (`kernels.py`), chosen on the device by measurement. On a CPU a dense mask over the
+whole row is slower than separate sequences; segments are not.
 
 Shapes: H heads, G key/value heads, N rows, D channels a head; the batch is always 1.
 """
@@ -16,10 +16,10 @@ Shapes: H heads, G key/value heads, N rows, D channels a head; the batch is alwa
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,67 +28,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from prefopt.engine.forest import Forest
+from prefopt.engine.kernel_choice import PLAIN, KernelChoice
+from prefopt.engine.kernels import WHOLE, Kernel
+from prefopt.engine.tree_mask import TreeMask
 
 NAME = "prefopt_trees"
 _forest: ContextVar[Forest] = ContextVar("forest")
-
-
-class TreeMask:
-    """What a layer needs to know to attend over a forest.
-
-    Args:
-        forest: the forest that goes through the model.
-        rule: the layer's `mask_function(batch, head, query, key) -> bool` over positions.
-        device: where the layer is.
-        eager: whether the model computes attention with a function of its own.
-    """
-
-    def __init__(
-        self, forest: Forest, rule: Callable[..., Tensor], device: torch.device, eager: bool
-    ) -> None:
-        self.forest = forest
-        self.device = device
-        self.eager = eager
-        self._rule = rule
-
-    @cached_property
-    def allowed(self) -> Tensor:
-        """(L, L) bool: which key positions a query position may see, by the layer's rule."""
-        positions = torch.arange(self.forest.depth, device=self.device)
-        zero = positions.new_zeros(())
-        return self._rule(zero, zero, positions[:, None], positions[None, :]).expand(
-            len(positions), len(positions)
-        )
-
-    @cached_property
-    def causal(self) -> bool:
-        """Whether the rule is nothing more than: not after the query."""
-        return bool(torch.equal(self.allowed, torch.ones_like(self.allowed).tril()))
-
-    @cached_property
-    def additive(self) -> Tensor:
-        """(1, 1, L, L) the rule as 0 and −∞ (the most negative number), float32."""
-        bias = torch.zeros(self.allowed.shape, device=self.device)
-        return bias.masked_fill_(~self.allowed, torch.finfo(bias.dtype).min)[None, None]
-
-    def slice(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """(1, 1, stop − start, stop) additive mask of queries at these positions."""
-        return self.additive[:, :, start:stop, :stop].to(dtype)
-
-    @cached_property
-    def blocks(self) -> Any:
-        """The same as FlexAttention's block mask."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        position = torch.from_numpy(self.forest.positions).to(self.device)
-        end = torch.from_numpy(self.forest.subtree_end).to(self.device)
-        rule, rows = self._rule, len(self.forest)
-
-        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            ancestor = (key <= query) & (query < end[key])
-            return ancestor & rule(batch, head, position[query], position[key])
-
-        return create_block_mask(visible, 1, 1, rows, rows, device=str(self.device))
+_choice: ContextVar[KernelChoice | None] = ContextVar("choice")
 
 
 def tree_attention(
@@ -100,16 +46,20 @@ def tree_attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as `transformers` calls it: (1, H, N, D) queries → (1, N, H, D)."""
-    if attention_mask.eager:
-        return _by_segment(module, query, key, value, attention_mask, options), None
-    if query.device.type == "cuda":
-        return _flex(query, key, value, attention_mask, options), None
-    return _by_segment(None, query, key, value, attention_mask, options), None
+    if attention_mask.eager or attention_mask.choice is None:
+        own = module if attention_mask.eager else None
+        return _by_segment(own, query, key, value, attention_mask, options), None
+    query, key, value = _as_autocast(query, key, value)
+    settings = _sdpa_options(query, key, options)
+    kernel = attention_mask.choice(KERNELS, query, key, value, attention_mask, settings)
+    return kernel(query, key, value, attention_mask, **settings), None
 
 
 def tree_mask(mask_function: Callable[..., Tensor], device: Any, **_: Any) -> TreeMask:
     """Mask as `transformers` asks for it, once for every kind of layer."""
-    return TreeMask(_forest.get(), mask_function, torch.device(device), eager=False)
+    return TreeMask(
+        _forest.get(), mask_function, torch.device(device), eager=False, choice=_choice.get()
+    )
 
 
 def tree_mask_eager(mask_function: Callable[..., Tensor], device: Any, **_: Any) -> TreeMask:
@@ -124,14 +74,21 @@ AttentionMaskInterface.register(f"{NAME}_eager", tree_mask_eager)
 
 
 @contextmanager
-def over(forest: Forest, model: Any) -> Iterator[None]:
-    """While this lasts, the model's forward takes the forest as its one row."""
-    token = _forest.set(forest)
+def over(forest: Forest, model: Any, choice: KernelChoice | None = None) -> Iterator[None]:
+    """While this lasts, the model's forward takes the forest as its one row.
+
+    Args:
+        forest: the row.
+        model: whose layers look at it.
+        choice: of the kernel; without one, a call per segment.
+    """
+    tokens = _forest.set(forest), _choice.set(choice)
     try:
         with attending_to_trees(model):
             yield
     finally:
-        _forest.reset(token)
+        _forest.reset(tokens[0])
+        _choice.reset(tokens[1])
 
 
 @contextmanager
@@ -185,19 +142,24 @@ def _by_segment(
     return torch.cat(outputs, dim=1)
 
 
-def _flex(
-    query: Tensor, key: Tensor, value: Tensor, mask: TreeMask, options: dict[str, Any]
-) -> Tensor:
-    settings = _sdpa_options(query, key, options)
-    out = _compiled_flex()(query, key, value, block_mask=mask.blocks, **settings)
-    return out.transpose(1, 2)  # type: ignore[no-any-return]
+def _segments(query: Tensor, key: Tensor, value: Tensor, mask: TreeMask, **settings: Any) -> Tensor:
+    return _by_segment(None, query, key, value, mask, {"scaling": settings["scale"]})
 
 
-@cache
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
+#: by name; all of them compute the same
+KERNELS: Mapping[str, Kernel] = {PLAIN: _segments, **WHOLE}
 
-    return torch.compile(flex_attention, dynamic=True)
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the dtype of autocast where it is on, which knows the plain kernel but not all others.
+
+    Norms of queries and keys with fp32 weights leave them in fp32 beside values in bf16.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def _sdpa_options(query: Tensor, key: Tensor, options: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.engine import attention
+from prefopt.engine import attention, checkpointing
 from prefopt.engine.forest import build_forest, pack
+from prefopt.engine.kernel_choice import KernelChoice
 from prefopt.engine.predictors import Predictors, padded, through_rows, through_trees
 from prefopt.engine.token_values import (
     divergence,
@@ -65,6 +66,7 @@ class Scorer:
         sharing: "trees" or "rows"; None before the first call of an "auto" scorer.
         reason: why rows are used, if they are.
         difference: largest difference of the two ways seen in the check, nats a token.
+        kernels: which kernel computes attention, settled on the first forest.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Scorer:
         self.sharing: Literal["trees", "rows"] | None = "rows" if sharing == "off" else None
         self.reason: str | None = "sharing: off" if sharing == "off" else None
         self.difference: float | None = None
+        self.kernels = KernelChoice(base_model(model).config.get_text_config().num_hidden_layers)
         self._head_known = False
 
     def __call__(self, groups: Sequence[TokenGroup]) -> Tensor:
@@ -91,7 +94,9 @@ class Scorer:
         if self.sharing is None:
             self._check(groups)
         with self._autocast():
-            return self._trees(groups) if self.sharing == "trees" else self._rows(groups)
+            if self.sharing == "trees":
+                return self._trees(groups, self.kernels)
+            return self._rows(groups)
 
     def check(self, groups: Sequence[TokenGroup]) -> None:
         """Decide on these groups how all later ones are scored, if it is not decided yet."""
@@ -148,14 +153,16 @@ class Scorer:
         order = [name for name in TOKEN_VALUES if name in names]
         return {name: own.each_token(u) for name, u in zip(order, values, strict=True)}
 
-    def enable_checkpointing(self) -> None:
-        """Recompute each layer's activations in the backward pass instead of keeping them."""
+    def enable_checkpointing(
+        self, kind: checkpointing.Kind = True, *, offload: bool = False
+    ) -> None:
+        """Recompute activations in the backward pass: of layers, or of parts of them."""
         base = base_model(self.model)
-        recompute: Callable[[], Any] = lambda: (  # noqa: E731
-            nullcontext(),
-            attention.attending_to_trees(base) if self.sharing == "trees" else nullcontext(),
-        )
-        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recompute})
+
+        def attending() -> AbstractContextManager[Any]:
+            return attention.attending_to_trees(base) if self.sharing == "trees" else nullcontext()
+
+        checkpointing.enable(base, kind, attending, offload=offload)
 
     # -- the head --------------------------------------------------------------------------
 
@@ -212,15 +219,15 @@ class Scorer:
             self._check_head(groups[:1])
         with self._autocast():
             if self.sharing == "trees":
-                return through_trees(base_model(self.model), build_forest(groups))
+                return through_trees(base_model(self.model), build_forest(groups), self.kernels)
             return through_rows(base_model(self.model), groups)
 
     # -- the two ways ----------------------------------------------------------------------
 
-    def _trees(self, groups: Sequence[TokenGroup]) -> Tensor:
+    def _trees(self, groups: Sequence[TokenGroup], kernels: KernelChoice | None = None) -> Tensor:
         """What completions share computed once."""
         forest = build_forest(groups)
-        logps = self._token_logps(through_trees(base_model(self.model), forest))
+        logps = self._token_logps(through_trees(base_model(self.model), forest, kernels))
         owners = torch.from_numpy(forest.owners).to(logps.device)
         return logps.new_zeros(forest.sequences).index_add(0, owners, logps)
 

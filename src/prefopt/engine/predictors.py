@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prefopt.engine import attention
 from prefopt.engine.forest import Forest, Rows
+from prefopt.engine.kernel_choice import KernelChoice
 from prefopt.engine.tokens import TokenGroup
 
 
@@ -44,10 +45,10 @@ class Predictors:
         return self.hidden[torch.from_numpy(self.scored[first]).to(self.hidden.device)]
 
 
-def through_trees(base: Any, forest: Forest) -> Predictors:
+def through_trees(base: Any, forest: Forest, kernels: KernelChoice | None = None) -> Predictors:
     """One pass of the decoder over a forest."""
     device = next(base.parameters()).device
-    with attention.over(forest, base):
+    with attention.over(forest, base, kernels):
         hidden = base.get_decoder()(
             input_ids=torch.from_numpy(forest.tokens)[None].to(device),
             position_ids=torch.from_numpy(forest.positions)[None].to(device),
