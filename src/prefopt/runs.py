@@ -95,6 +95,12 @@ class Run:
         """Whether the manifest, which is written last, is there."""
         return self.manifest.exists()
 
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is complete: what the same command goes on from."""
+        found = [marker.parent for marker in self.checkpoints.glob("step-*/checkpoint.json")]
+        return max(found, key=lambda path: int(path.name[5:]), default=None)
+
     def _check_ours(self) -> None:
         """Refuse a folder that somebody else keeps things in; one that is not there is fine."""
         if not self.folder.exists():

@@ -10,17 +10,24 @@ All of it is for one process too, where nothing is sent anywhere.
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
+import platform
+import signal
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
+from time import time
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from prefopt.errors import TrainingError
+from prefopt.errors import PrefoptError, RecipeError, RunError, TrainingError
 
 T = TypeVar("T")
 
@@ -28,6 +35,9 @@ T = TypeVar("T")
 _PATIENCE = 3600
 #: libraries that carry messages, as their complaints name them
 _CARRIERS = ("gloo", "nccl", "tcpstore")
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 class LostError(TrainingError):
@@ -53,19 +63,19 @@ def start() -> Iterator[None]:
         yield
         return
     try:
-        _join()
-        yield
+        with translated():
+            _join()
+            yield
     except BaseException as error:
-        told = _in_our_words(error)
-        told.speaks = _first_to_fail(told)  # type: ignore[attr-defined]
-        if told is error:
-            raise
-        raise told from error
-    else:
-        torch.distributed.destroy_process_group()
+        error.speaks = _speaks_of(error)  # type: ignore[attr-defined]
+        if error.speaks:  # type: ignore[attr-defined]
+            _leave_word(error)
+        raise
+    torch.distributed.destroy_process_group()
 
 
 def _join() -> None:
+    _end_with_the_launcher()
     cuda = torch.cuda.is_available()
     if cuda and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
@@ -78,34 +88,69 @@ def _join() -> None:
     )
 
 
-def _in_our_words(error: BaseException) -> BaseException:
-    """A library's complaint that a connection broke, as ours; everything else as it is."""
-    if not isinstance(error, RuntimeError) or isinstance(error, TrainingError):
-        return error
-    text = str(error).lower()
-    if not isinstance(error, torch.distributed.DistError) and not any(
-        carrier in text for carrier in _CARRIERS
-    ):
-        return error
-    if "timed out" in text or "timeout" in text:
-        return LostError(
-            "another process of this training does not answer",
-            remedy="look what it waits for; PREFOPT_PATIENCE sets the seconds, and "
-            "the same command goes on from the last checkpoint",
-        )
-    return LostError(
-        "another process of this training ended, perhaps for lack of memory",
-        remedy="look what it said; the same command goes on from the last checkpoint",
-    )
+def _end_with_the_launcher() -> None:
+    """Have Linux send SIGTERM when the launcher is gone, however it ended: no orphans."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _first_to_fail(error: BaseException) -> bool:
-    """Whether this process shall speak of the end; asks the store, which outlives a process."""
+@contextmanager
+def translated(checkpoint: Callable[[], Path | None] = lambda: None) -> Iterator[None]:
+    """Complaints of a library that a connection broke, in our words.
+
+    Args:
+        checkpoint: the last one, which the message names.
+
+    Raises:
+        LostError: another process ended.
+        TrainingError: another process does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        ours = isinstance(error, torch.distributed.DistError)
+        if isinstance(error, PrefoptError) or not (ours or any(c in text for c in _CARRIERS)):
+            raise
+        path = checkpoint()
+        again = "the same command goes on from the last checkpoint"
+        again += f", {path}" if path else ", if there is one"
+        if "timed out" in text or "timeout" in text:
+            raise TrainingError(
+                "another process of this training does not answer",
+                remedy=f"see what it waits for (PREFOPT_PATIENCE is how long, in seconds); {again}",
+            ) from error
+        raise LostError(
+            "another process of this training ended, perhaps for lack of memory",
+            remedy=f"see what it said; {again}",
+        ) from error
+
+
+def _speaks_of(error: BaseException) -> bool:
+    """Whether this process tells the error: the first one that failed does.
+
+    They agree through the store, which outlives each of them.
+    """
+    if os.environ.get("PREFOPT_LAUNCHER") and isinstance(error, LostError | KeyboardInterrupt):
+        return False  # the launcher knows which process was lost, and what was asked of it
+    own = os.environ["RANK"]
     try:
         store = torch.distributed.distributed_c10d._get_default_store()
-        return bool(store.compare_set("prefopt/failed", "", str(rank())) == str(rank()).encode())
+        return bool(store.compare_set("prefopt/failed", "", own) == own.encode())
     except (RuntimeError, ValueError):  # nobody met, or the store is gone
-        return os.environ["RANK"] == "0"
+        return own == "0"
+
+
+def _leave_word(error: BaseException) -> None:
+    """Tell the launcher why this process ends, in the file that it named for that."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(path).write_text(
+                json.dumps(
+                    {"message": f"{type(error).__name__}: {error}", "timestamp": int(time())}
+                )
+            )
 
 
 # -- who is who ----------------------------------------------------------------------------
@@ -124,6 +169,30 @@ def processes() -> int:
 def local_rank() -> int:
     """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a device that the processes of a machine cannot have one each of.
+
+    Raises:
+        RecipeError: one GPU is named for all of them, or there are fewer.
+    """
+    cuda = torch.cuda.is_available() if name is None else name.startswith("cuda")
+    if not _several() or not cuda:
+        return
+    if name is not None and ":" in name:
+        raise RecipeError(
+            "every process has a GPU of its own, and this names one for all",
+            field="device",
+            value=name,
+            remedy="set device: cuda",
+        )
+    if local_rank() >= torch.cuda.device_count():
+        raise RecipeError(
+            f"there are {torch.cuda.device_count()} GPUs here and more processes",
+            field="device",
+            remedy="start as many processes as there are GPUs, or set device: cpu",
+        )
 
 
 def main() -> bool:
@@ -169,6 +238,63 @@ def gather(value: T) -> list[T]:
     parts: list[Any] = [None] * processes()
     torch.distributed.all_gather_object(parts, value)
     return parts
+
+
+# -- one for all ---------------------------------------------------------------------------
+
+
+def by_main(action: Callable[[], T]) -> T:
+    """What the main process gets from an action that only it does; all get it, or its error.
+
+    Raises:
+        PrefoptError: the action's own, in every process.
+    """
+    value, error = _tried(action) if main() else (None, None)
+    value, error = broadcast((value, error))
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def agree(name: str, value: Any) -> None:
+    """Refuse to go on where a process has something else than the main one.
+
+    Raises:
+        RunError: in every process, with the first that differs.
+    """
+    every = gather((platform.node(), value))
+    for number, (host, other) in enumerate(every):
+        if other != every[0][1]:
+            raise RunError(
+                f"process {number} on {host} has another {name} than process 0 on {every[0][0]}",
+                field=name,
+                remedy="give all machines the same files",
+            )
+
+
+def leaders_first(action: Callable[[], T]) -> T:
+    """Do something in every process, on each machine first in one: the others find its result.
+
+    Raises:
+        PrefoptError: the action's own; if it failed in one of the first ones, in every process.
+    """
+    if not _several():
+        return action()
+    leader = local_rank() == 0
+    value, error = _tried(action) if leader else (None, None)
+    for wrong in gather(error):
+        if wrong is not None:
+            raise wrong
+    return value if leader else action()  # type: ignore[return-value]
+
+
+def _tried(action: Callable[[], T]) -> tuple[T | None, PrefoptError | None]:
+    try:
+        return action(), None
+    except PrefoptError as error:
+        if not _several():
+            raise
+        return None, error
 
 
 # -- one step ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from prefopt.policies.fingerprint import fingerprint_tokenizer
 from prefopt.runs import Run
+from prefopt.training import distributed
 from prefopt.training.loop import Record, State
 from prefopt.training.prepare import Learner
 
@@ -40,7 +42,14 @@ def engine(learner: Learner) -> dict[str, Any]:
         "reason": scorer.reason,
         "difference": scorer.difference,
         "precision": learner.precision,
+        "attention": scorer.kernels.to_json(),
     }
+
+
+def processes() -> dict[str, Any]:
+    """How many took part, and on which machines; every one of them asks."""
+    hosts = distributed.gather(platform.node())
+    return {"count": len(hosts), "hosts": {host: hosts.count(host) for host in hosts}}
 
 
 def result_of(history: list[Record], state: State) -> dict[str, Any]:

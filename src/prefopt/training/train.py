@@ -5,11 +5,16 @@ scored, the loop runs, the model is saved and the manifest is written last, whic
 makes the run finished. The same command continues a run that was stopped anywhere, from the
 last checkpoint and to the same weights; a finished one is not done again. A page about it
 is another stage: `prefopt.build_report`.
+
+Of several processes the main one alone writes: it holds the run, records, and speaks. What
+it finds in the folder the others hear from it, and what is wrong with it as well.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,13 +28,14 @@ from prefopt.policies.fingerprint import fingerprint_model
 from prefopt.policies.load import load_policy
 from prefopt.recipe import ResolvedRecipe
 from prefopt.runs import Run, atomic_folder, hardware, versions
+from prefopt.training import distributed
 from prefopt.training.checkpoint import Checkpoints, save_model
 from prefopt.training.constrained import stages_of
 from prefopt.training.diagnostics import Diagnostic, diagnose, label_balance
 from prefopt.training.display import Display, note_of
 from prefopt.training.examples import Prepared
 from prefopt.training.loop import Job, Record, State, fit
-from prefopt.training.manifest import command, engine, now, result_of, who
+from prefopt.training.manifest import command, engine, now, processes, result_of, who
 from prefopt.training.prepare import (
     Learner,
     make_job,
@@ -88,29 +94,30 @@ def train(resolved: ResolvedRecipe, *, progress: bool = True) -> TrainResult:
             nothing was written.
         RunError: the run folder cannot be used, or holds another training.
         TrainingError: it cannot go on; the last checkpoint is as it was.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint was saved.
+        Stopped: Ctrl-C or SIGTERM, after a checkpoint was saved; a KeyboardInterrupt.
     """
-    stages = stages_of(resolved)
-    if stages is None:
-        return _train(resolved, Display(progress))
-    before, after = stages
-    # A cost that cannot be had is told now, not after a whole training.
-    make_constraints(after.recipe.constraints, device=after.recipe.device)
-    _train(before, Display(progress))
-    return _train(after, Display(progress))
+    with distributed.start():
+        display = Display(progress and distributed.main())
+        stages = stages_of(resolved)
+        if stages is None:
+            return _train(resolved, display)
+        before, after = stages
+        # A cost that cannot be had is told now, not after a whole training.
+        make_constraints(after.recipe.constraints, device=after.recipe.device)
+        _train(before, display)
+        return _train(after, display)
 
 
 def _train(resolved: ResolvedRecipe, display: Display) -> TrainResult:
     """One training, from its recipe to its finished folder."""
     resolved, loss = settle(resolved)
     recipe, run = resolved.recipe, Run(resolved.recipe.out)
-    if run.finished and recipe.resume == "auto":
-        with run.locked():
-            run.begin(resolved)
-            result = _finished(run)
+    result = distributed.by_main(lambda: _done_before(run, resolved))
+    if result is not None:
         display.note("this training was finished before: nothing is done again")
         return result
     check_tracker(recipe.track)
+    distributed.check_device(recipe.device)
     display.recipe(resolved)
     policy = load_policy(model_folder(recipe.model), device=recipe.device)
     constraints = make_constraints(recipe.constraints, device=recipe.device)
@@ -123,13 +130,17 @@ def _train(resolved: ResolvedRecipe, display: Display) -> TrainResult:
     display.data("data", data.counts)
     if evaluation is not None:
         display.data("eval_data", evaluation.counts)
-    with run.locked():
-        if run.begin(resolved) and run.finished:  # by another process, in the meantime
-            return _finished(run)
-        started = check_identity(run, learner, data, evaluation)
+    with _held(run):
+        # Another process may have finished it in the meantime.
+        if distributed.by_main(lambda: run.begin(resolved) and run.finished):
+            return distributed.by_main(lambda: _finished(run))
+        distributed.agree("policy", learner.fingerprint)
+        distributed.agree("data", [part and part.fingerprint for part in (data, evaluation)])
+        started = distributed.by_main(lambda: check_identity(run, learner, data, evaluation))
         early = _label_balance(learner, data)
         display.findings(early)
-        state, diagnostics = _learn(run, resolved, learner, data, evaluation, display)
+        state = _learn(run, resolved, learner, data, evaluation, display)
+        diagnostics = distributed.by_main(lambda: _look_back(run, resolved))
         display.findings(diagnostics)
         manifest = {
             "kind": "train",
@@ -137,6 +148,7 @@ def _train(resolved: ResolvedRecipe, display: Display) -> TrainResult:
             "command": command(run),
             "versions": versions(),
             "hardware": {**hardware(), "device": str(policy.device)},
+            "processes": processes(),
             "started": started,
             "finished": now(),
             "seconds": state.seconds,
@@ -147,9 +159,26 @@ def _train(resolved: ResolvedRecipe, display: Display) -> TrainResult:
             },
             "engine": state.engine,
             "diagnostics": [diagnostic.to_dict() for diagnostic in (*early, *diagnostics)],
-            "result": result_of(run.read_metrics(), state),
+            "result": distributed.by_main(lambda: result_of(run.read_metrics(), state)),
         }
         return _finish(run, learner, manifest)
+
+
+def _done_before(run: Run, resolved: ResolvedRecipe) -> TrainResult | None:
+    """The result of a run that is finished; None of one that is not, or starts over."""
+    if not run.finished or resolved.recipe.resume != "auto":
+        return None
+    with run.locked():
+        run.begin(resolved)
+        return _finished(run)
+
+
+@contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """The run's lock, held by the main process for all."""
+    with ExitStack() as stack, distributed.translated(lambda: run.last_checkpoint):
+        distributed.by_main(lambda: stack.enter_context(run.locked()))
+        yield
 
 
 def _learn(
@@ -159,7 +188,7 @@ def _learn(
     data: Prepared,
     evaluation: Prepared | None,
     display: Display,
-) -> tuple[State, list[Diagnostic]]:
+) -> State:
     """Score the reference, go on from the last checkpoint, train to the end."""
     parts = [data] if evaluation is None else [data, evaluation]
     if learner.reference is not None and resolved.recipe.reference_scores == "cache":
@@ -178,19 +207,21 @@ def _learn(
         display.note(f"going on after step {state.step} of {len(job.steps)}")
     solved = None if state.step else _start(run, learner, data, state)
 
+    writes = distributed.main()
     with (
-        tracker(resolved.recipe.track, run.folder, resolved.values()) as log,
+        tracker(resolved.recipe.track if writes else "none", run.folder, resolved.values()) as log,
         display.bar("training", len(job.steps), done=state.step) as advance,
     ):
 
         def record(metrics: Record) -> None:
-            run.append_metrics(metrics)
+            if writes:
+                run.append_metrics(metrics)
             log(metrics)
             advance(metrics["kind"] == "train", note=note_of(metrics))
 
         def save(state: State) -> Path:
             state.engine = engine(learner)
-            return checkpoints.save(state, metrics=run.metrics_size())
+            return checkpoints.save(state, metrics=distributed.broadcast(run.metrics_size()))
 
         job.record, job.save = record, save
         if solved is not None:
@@ -199,9 +230,14 @@ def _learn(
         if job.last_checkpoint is None or int(job.last_checkpoint.name[5:]) != state.step:
             save(state)
     state.engine = engine(learner)
+    return state
+
+
+def _look_back(run: Run, resolved: ResolvedRecipe) -> list[Diagnostic]:
+    """What the metrics of the whole training say about it."""
     objective = resolved.recipe.objective
     flipped = objective.options["label_smoothing"] if objective.name == "robust_dpo" else 0.0
-    return state, diagnose(run.read_metrics(), flipped=flipped)
+    return diagnose(run.read_metrics(), flipped=flipped)
 
 
 def _start(run: Run, learner: Learner, data: Prepared, state: State) -> Record | None:
@@ -213,7 +249,7 @@ def _start(run: Run, learner: Learner, data: Prepared, state: State) -> Record |
     try:
         state.running, solved = first_running(learner, data)
     except RecipeError:
-        run.discard()
+        distributed.by_main(run.discard)
         raise
     return solved
 
@@ -233,17 +269,18 @@ def _label_balance(learner: Learner, data: Prepared) -> list[Diagnostic]:
 
 def _restore(run: Run, checkpoints: Checkpoints, job: Job, learner: Learner) -> State:
     """The state of the newest checkpoint, or of the beginning; metrics are cut to fit it."""
-    path = checkpoints.latest()
+    path = distributed.by_main(checkpoints.latest)
     if path is None:
-        run.truncate_metrics(0)
+        distributed.by_main(lambda: run.truncate_metrics(0))
         return State()
     state, further = checkpoints.load(path)
-    run.truncate_metrics(further["metrics"])
+    distributed.by_main(lambda: run.truncate_metrics(further["metrics"]))
     job.last_checkpoint = path
     # Trained weights might pass a check that the first ones failed: it is not made again.
     scorer = learner.scorer
     scorer.sharing, scorer.reason = state.engine["sharing"], state.engine["reason"]
     scorer.difference = state.engine["difference"]
+    scorer.kernels.restore(state.engine["attention"])
     return state
 
 
