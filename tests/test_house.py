@@ -25,8 +25,8 @@ FLOORS = (
     {"data", "labelling", "objectives", "constraints", "policies"},
     {"engine"},
     {"training", "sampling", "judges"},
-    {"evaluation", "report"},
-    {"rounds", "demo"},
+    {"evaluation", "planning", "report"},
+    {"rounds", "demo", "sweeps"},
     {"cli", "__main__"},
 )
 TORCH_FREE = {"errors", "records", "recipe", "runs", "data", "labelling"}
