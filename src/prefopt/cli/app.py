@@ -1,7 +1,7 @@
 """The command line: which verbs there are, what they return, and how failures end.
 
 Every command is loaded when it is called, so that `prefopt --help` is quick. Exit codes:
-0 done, 1 failed while running, 2 wrong input, 130 interrupted.
+0 done, 1 failed while running, 2 wrong input, 130 interrupted, 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cyclopts.exceptions import (
 )
 
 from prefopt import __version__
-from prefopt.cli.outcome import Outcome, UsageError, print_json, show, show_error
+from prefopt.cli.outcome import LAUNCHER, Outcome, UsageError, show, show_error
 from prefopt.errors import PrefoptError
 
 #: verb, where it lives, and what it does in one line
@@ -30,6 +30,7 @@ COMMANDS = (
     ("demo", "prefopt.cli.demo:demo", "Train and measure on a small generated world, end to end."),
     ("check", "prefopt.cli.check:check", "Read preferences and say what is wrong with them."),
     ("train", "prefopt.cli.train:train", "Train a policy on preferences."),
+    ("sweep", "prefopt.cli.sweep:sweep", "Train one recipe at many settings, and choose."),
     ("score", "prefopt.cli.score:score", "Measure how a policy ranks compared completions."),
     ("sample", "prefopt.cli.sample:sample", "Let a policy answer prompts."),
     ("report", "prefopt.cli.artefacts:report", "Write the page that shows a run."),
@@ -42,7 +43,7 @@ Start with `prefopt demo`; then give your own file: `prefopt check pairs.jsonl`,
 `prefopt train --model FOLDER --data pairs.jsonl --out runs/first`.
 
 Results go to stdout, progress and errors to stderr.
-Exit codes: 0 done, 1 failed while running, 2 wrong input, 130 interrupted.
+Exit codes: 0 done, 1 failed while running, 2 wrong input, 130 interrupted, 143 stopped.
 """
 
 app = App(
@@ -90,7 +91,8 @@ def run(arguments: Sequence[str]) -> int:
         for verb in {name for name, *_ in COMMANDS} & set(arguments[:2]):
             app[verb].help = None  # its own page starts with its whole docstring, not one line
         # Whatever a library prints must not mix with the one object on stdout.
-        with _quiet_libraries(), redirect_stdout(sys.stderr) if as_json else nullcontext():
+        machine = as_json or LAUNCHER in os.environ
+        with _quiet_libraries(), redirect_stdout(sys.stderr) if machine else nullcontext():
             outcome: Outcome | None = app.meta(
                 list(arguments),
                 exit_on_error=False,
@@ -99,10 +101,11 @@ def run(arguments: Sequence[str]) -> int:
             )
         if outcome is None:
             return 0
-        show(outcome, as_json=as_json)
+        if _speaks():
+            show(outcome, as_json=as_json)
         return outcome.exit_code
-    except KeyboardInterrupt:
-        return _interrupted(as_json)
+    except KeyboardInterrupt as error:
+        return _interrupted(error, as_json)
     except CycloptsError as error:
         return _failed(_usage(error), as_json)
     except PrefoptError as error:
@@ -126,9 +129,15 @@ def _quiet_libraries() -> Iterator[None]:
         yield
 
 
+def _speaks(error: BaseException | None = None) -> bool:
+    """Whether this process tells the end: of several the main one, or the first that failed."""
+    return bool(getattr(error, "speaks", os.environ.get("RANK", "0") == "0"))
+
+
 def _failed(error: PrefoptError, as_json: bool) -> int:
     _traceback_if_asked()
-    show_error(error, as_json=as_json)
+    if _speaks(error):
+        show_error(error, as_json=as_json)
     return error.exit_code
 
 
@@ -137,21 +146,20 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     asked = _traceback_if_asked()
     remedy = None if asked else "set PREFOPT_DEBUG=1 and run it again to see the traceback"
     wrapped = PrefoptError(f"unexpected {type(error).__name__}: {first}", remedy=remedy)
-    if as_json:
-        print_json({"error": {**wrapped.to_dict(), "type": type(error).__name__}})
-    else:
-        show_error(wrapped, as_json=False)
+    if _speaks(error):
+        show_error(wrapped, as_json=as_json, kind=type(error).__name__)
     return 1
 
 
-def _interrupted(as_json: bool) -> int:
+def _interrupted(error: KeyboardInterrupt, as_json: bool) -> int:
+    """Of a training, the error says by which signal and where the last checkpoint is."""
     _traceback_if_asked()
-    stop = UsageError("interrupted", remedy="run the same command again to continue a training")
-    if as_json:
-        print_json({"error": {**stop.to_dict(), "type": "KeyboardInterrupt"}})
-    else:
-        show_error(stop, as_json=False)
-    return 130
+    stop = UsageError(
+        str(error) or "interrupted", remedy="run the same command again to continue a training"
+    )
+    if _speaks(error):
+        show_error(stop, as_json=as_json, kind="KeyboardInterrupt")
+    return int(getattr(error, "exit_code", 130))
 
 
 def _traceback_if_asked() -> bool:

@@ -1,11 +1,13 @@
 """What a command hands back, and how it is shown: to people, or as one JSON object.
 
-Results go to stdout; progress, logs and errors for people go to stderr.
+Results go to stdout; progress, logs and errors for people go to stderr. A process that
+`--processes` started hands both to the command that started it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import PrefoptError
+from prefopt.runs import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+
+#: in the environment of such a process: the file for what it has to say
+LAUNCHER = "PREFOPT_LAUNCHER"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,9 @@ class UsageError(PrefoptError, ValueError):
 
 def show(outcome: Outcome, *, as_json: bool) -> None:
     """Print a result."""
+    if LAUNCHER in os.environ:
+        _relay({"result": outcome.result})
+        return
     if as_json:
         print_json(outcome.result)
         return
@@ -48,10 +57,14 @@ def show(outcome: Outcome, *, as_json: bool) -> None:
         console.print(part, soft_wrap=isinstance(part, str))
 
 
-def show_error(error: PrefoptError, *, as_json: bool) -> None:
-    """Print an error: as JSON on stdout, or for people on stderr."""
+def show_error(error: PrefoptError, *, as_json: bool, kind: str | None = None) -> None:
+    """Print an error: as JSON on stdout, with its type or another word, or for people on stderr."""
+    document = error.to_dict() if kind is None else {**error.to_dict(), "type": kind}
+    if LAUNCHER in os.environ:
+        _relay({"error": document})
+        return
     if as_json:
-        print_json({"error": error.to_dict()})
+        print_json({"error": document})
         return
     from rich.text import Text
 
@@ -61,6 +74,10 @@ def show_error(error: PrefoptError, *, as_json: bool) -> None:
         label, colon, rest = detail.partition(": ")
         text.append("\n").append(label + colon, style="cyan" if colon else "").append(rest)
     console_to("stderr").print(text, soft_wrap=True)
+
+
+def _relay(document: Any) -> None:
+    write_text(os.environ[LAUNCHER], json.dumps(_finite(document), default=str))
 
 
 def print_json(document: Any) -> None:

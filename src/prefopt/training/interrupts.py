@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,11 +26,15 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         signum: the signal.
+        checkpoint: the last one.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, checkpoint: Path | None = None) -> None:
+        name = signal.Signals(signum).name
+        what = "interrupted" if signum == signal.SIGINT else f"stopped by {name}"
+        super().__init__(f"{what}; the last checkpoint is {checkpoint}" if checkpoint else what)
         self.signum = signum
+        self.checkpoint = checkpoint
 
     @property
     def exit_code(self) -> int:
