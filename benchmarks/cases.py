@@ -43,20 +43,20 @@ class Case:
 
 
 _ALL = (
-    Case("hh", "14M", batch=8, steps=4, turns=3, minutes=10),
-    Case("four", "14M", batch=12, check=6),
+    Case("hh", "14M", batch=8, steps=4, turns=3, minutes=9),
+    Case("four", "14M", batch=12, check=6, minutes=6),
     Case("long_prompts", "14M", batch=4),
     Case("long_answers", "14M", batch=4),
-    Case("lora", "14M", batch=8),
-    Case("hh", "100M", batch=2),
-    Case("hh", "14M-150k", batch=4),
-    # what is left of the table: hours with TRL on two cores, so only when asked for
+    Case("lora", "14M", batch=4),
+    Case("hh", "14M-150k", batch=2),
+    Case("hh", "100M", batch=2, minutes=8),
+    # the rest of the table: hours with TRL on two cores, so only when asked for
     Case("four", "100M", batch=6, check=6),
     Case("lora", "100M", batch=2),
     Case("long_prompts", "100M", batch=2, check=1),
     Case("long_answers", "100M", batch=2, check=1),
     Case("four", "14M-150k", batch=6, check=6),
-    Case("lora", "14M-150k", batch=4),
+    Case("lora", "14M-150k", batch=2),
     Case("long_prompts", "14M-150k", batch=2),
     Case("long_answers", "14M-150k", batch=2),
 )

@@ -33,6 +33,7 @@ from measuring import (
     RESULTS,
     Json,
     busy,
+    comparable,
     provenance,
     python,
     read_json,
@@ -43,6 +44,7 @@ from measuring import (
 )
 from tables import growth
 
+SCRIPTS = ("growth.py", "phases.py", "contenders.py", "workload.py", "measuring.py")
 #: everything has these lengths where it is not the length that grows
 EVEN = {"prompt": 128, "answer": 32, "prompt_spread": 0.05, "answer_spread": 0.05}
 
@@ -92,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(train_on_file(options.child)))
         return 0
     known = read_json(options.out) if options.out else {}
-    here = provenance()
-    here |= {"settings": {"threads": options.threads, "seed": options.seed}}
-    if any(known.get(name) != here[name] for name in ("code", "hardware", "versions", "settings")):
+    settings = {"threads": options.threads, "seed": options.seed}
+    here = provenance(SCRIPTS) | {"settings": settings}
+    if not comparable(known, here) or known["settings"] != settings:
         known = {}
     record = here | {"axes": known.get("axes", {})}
     for axis, points in axes(options.smoke).items():

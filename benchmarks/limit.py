@@ -13,7 +13,6 @@ is seen by PyTorch's profiler in a process of its own, since profiling costs tim
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +25,8 @@ from measuring import (
     RESULTS,
     Json,
     busy,
+    comparable,
+    fingerprint,
     provenance,
     python,
     read_json,
@@ -36,6 +37,7 @@ from measuring import (
 )
 from tables import limit_case
 
+SCRIPTS = ("limit.py", "phases.py", "counting.py", "workload.py", "measuring.py")
 #: rows that reading, tokenising and packing are timed on, and the rate that is promised
 PREPARED, PREPARED_RATE = 4000, 5000
 
@@ -73,17 +75,15 @@ SMOKES = {"lora-smoke": Case("lora", "smoke", batch=4, steps=2)}
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     for case in options.cases:
-        rows = options.rows
         key = asdict(case) | {
-            "rows": rows and [rows.name, hashlib.sha256(rows.read_bytes()).hexdigest()[:16]],
+            "rows": fingerprint(options.rows),
             "threads": options.threads,
             "seed": options.seed,
         }
         known = read_json(options.out) if options.out else {}
         record = known.get("cases", {}).get(case.name, {})
-        here = provenance()
-        same = all(record.get(name) == here[name] for name in ("code", "hardware", "versions"))
-        if same and record.get("settings") == key:
+        here = provenance(SCRIPTS)
+        if comparable(record, here) and record.get("settings") == key:
             say(f"{case.name}: measured before with the same code and settings")
         else:
             record = here | {"settings": key} | measure(case, options)

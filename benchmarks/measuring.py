@@ -27,6 +27,8 @@ PACKAGES = (
     "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "torchao",
     "bitsandbytes",
 )  # fmt: skip
+#: rooms of prefopt that no training enters
+ELSEWHERE = {"cli", "report", "evaluation", "sampling"}
 #: share of the processors that others may use before a figure counts as taken under load
 QUIET = 0.15
 Json = dict[str, Any]
@@ -35,15 +37,20 @@ Json = dict[str, Any]
 # -- where it ran --------------------------------------------------------------------------
 
 
-def provenance() -> Json:
-    """When, what and where: stands at the head of every file of results."""
+def provenance(scripts: Iterable[str]) -> Json:
+    """When, what and where: stands at the head of every record of results."""
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "code": code(),
+        "code": code(tuple(scripts)),
         "hardware": hardware(),
         "versions": versions(),
     }
+
+
+def comparable(record: Json, here: Json) -> bool:
+    """Whether a record was measured with the same code and packages on such a machine."""
+    return all(record.get(name) == here[name] for name in ("code", "hardware", "versions"))
 
 
 def hardware() -> Json:
@@ -86,15 +93,24 @@ def commit() -> str | None:
 
 
 @cache
-def code() -> str:
-    """Digest of what is measured: prefopt's source and these scripts.
+def code(scripts: tuple[str, ...]) -> str:
+    """Digest of what is measured: prefopt's source, but for rooms that no training enters, and
+    these scripts.
 
     A commit that changes only words leaves it as it is, and what is not committed counts.
     """
+    source = HERE.parent / "src" / "prefopt"
+    rooms = [path for path in source.rglob("*.py")
+             if path.relative_to(source).parts[0] not in ELSEWHERE]  # fmt: skip
     digest = hashlib.sha256()
-    for path in sorted([*(HERE.parent / "src").rglob("*.py"), *HERE.glob("*.py")]):
+    for path in sorted([*rooms, *(HERE / script for script in scripts)]):
         digest.update(str(path.relative_to(HERE.parent)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprint(rows: Path | None) -> list[str] | None:
+    """Name and digest of a file of rows."""
+    return rows and [rows.name, hashlib.sha256(rows.read_bytes()).hexdigest()[:16]]
 
 
 def missing(modules: Iterable[str]) -> list[str]:

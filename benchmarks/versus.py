@@ -28,7 +28,6 @@ Memory is the peak resident set of the process while it trains, imports and weig
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import tempfile
 import time
@@ -41,6 +40,8 @@ from measuring import (
     RESULTS,
     Json,
     busy,
+    comparable,
+    fingerprint,
     missing,
     provenance,
     python,
@@ -52,6 +53,7 @@ from measuring import (
 )
 from tables import versus_case
 
+SCRIPTS = ("versus.py", "cases.py", "contenders.py", "workload.py", "measuring.py")
 LOSS_TOLERANCE = 1e-3  # relative
 #: seconds that a fast contender is timed for, by going through the rows again, and how often
 LONG_ENOUGH, MOST_CYCLES = 6.0, 10
@@ -70,11 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = stored(options.out, case, key)
         if known.get("complete"):
             say(f"{case.name}: measured before with the same code and settings")
-        elif time.monotonic() >= ends:
+        elif (left := (ends - time.monotonic()) / 60) < key["minutes"] / 2:
             skipped.append(case.name)
             continue
         else:
-            known = measure(case, key, known, contenders, notes, options)
+            minutes = min(left, key["minutes"])
+            known = measure(case, key, known, contenders, notes, minutes, options)
         print("\n".join(versus_case(case.name, known)))
     if skipped:
         say(f"out of time, and left for the next call: {', '.join(skipped)}")
@@ -88,7 +91,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, help="Anthropic HH transcripts, .jsonl or .jsonl.gz")
     parser.add_argument("--cases", default="main", help=f"main, all, or of {', '.join(CASES)}")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--budget", type=float, default=60, help="minutes; no case begins later")
+    parser.add_argument(
+        "--budget", type=float, default=60, help="minutes; what does not fit is left"
+    )
     parser.add_argument("--minutes", type=float, help="what the turns of each case may take")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,11 +132,10 @@ def installed(contenders: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def settings(case: Case, contenders: Sequence[str], options: argparse.Namespace) -> Json:
     """All that a case's figures depend on beside the code and the machine."""
-    rows = options.rows
     return case.settings() | {
         "minutes": options.minutes or case.minutes,
         "contenders": list(contenders),
-        "rows": rows and [rows.name, hashlib.sha256(rows.read_bytes()).hexdigest()[:16]],
+        "rows": fingerprint(options.rows),
         "threads": options.threads,
         "seed": options.seed,
         "precision": "float32",
@@ -143,9 +147,7 @@ def stored(out: Path | None, case: Case, key: Json) -> Json:
     if out is None:
         return {}
     found: Json = read_json(out).get("cases", {}).get(case.name, {})
-    here = provenance()
-    same = found.get("settings") == key
-    same &= all(found.get(name) == here[name] for name in ("code", "hardware", "versions"))
+    same = found.get("settings") == key and comparable(found, provenance(SCRIPTS))
     return found if same else {}
 
 
@@ -165,6 +167,7 @@ def measure(
     known: Json,
     contenders: list[str],
     notes: list[str],
+    minutes: float,
     options: argparse.Namespace,
 ) -> Json:
     """Check the contenders, plan, and take the turns that are missing; the case's record."""
@@ -179,8 +182,8 @@ def measure(
             "--seed", str(options.seed))  # fmt: skip
         if not known:
             agreement, costs = check_agreement(contenders, folder, case, run)
-            plan = plan_case(case, costs, 60 * key["minutes"])
-            known = provenance() | {
+            plan = plan_case(case, costs, 60 * minutes)
+            known = provenance(SCRIPTS) | {
                 "settings": key,
                 "workload": read_json(folder / "workload.json"),
                 "agreement": agreement,
