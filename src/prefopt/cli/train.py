@@ -7,14 +7,18 @@ from typing import Annotated, Any, get_args
 
 from cyclopts import Group as Panel
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from prefopt.cli.outcome import Outcome, UsageError, counts, percent, table
-from prefopt.recipe import SECTIONS, Recipe, load_recipe, parse_flag
+from prefopt.cli.processes import as_flags, check_processes, in_processes, joined
+from prefopt.recipe import SECTIONS, Recipe, ResolvedRecipe, load_recipe, parse_flag
+from prefopt.runs import Run
 
 _LISTS = ("data", "eval_data")
 _METAVARS = {"model": "MODEL", "data": "PATH", "eval_data": "PATH", "out": "FOLDER",
              "objective": "NAME", "reference": "MODEL", "adapter": "NAME", "probe": "PATH",
-             "constraints": "YAML", "parallel": "NAME"}  # fmt: skip
+             "constraints": "YAML", "parallel": "NAME",
+             "optimizer": "NAME", "gradient_checkpointing": "KIND"}  # fmt: skip
 
 #: how flags inside a section look, to be shown beside it
 _INSIDE = {
@@ -22,11 +26,12 @@ _INSIDE = {
     "reference": "To let it follow the policy: --reference.update-every 64.",
     "adapter": "Options: --adapter.rank 32.",
     "probe": "Options: --probe.every 20, --probe.samples 4, --probe.reward.rule module:function.",
+    "optimizer": "Options: --optimizer.betas '[0.9, 0.99]', --optimizer.eps 1e-6.",
     "parallel": "Options: --parallel.shards 8, --parallel.tensor 4, --parallel.reshard false.",
     "constraints": "Such as '{name: rude, patterns: [damn], limit: 0.05}'; several in [].",
 }
 _OPTIONS = "_options"
-_DEFAULTS = {"objective": "dpo", "reference": "initial", "parallel": "ddp"}
+_DEFAULTS = {"objective": "dpo", "reference": "initial", "parallel": "ddp", "optimizer": "adamw"}
 
 #: panels of the help page, in order, and the settings in each
 PANELS = {
@@ -36,19 +41,27 @@ PANELS = {
     "What is learned": ("objective", "reference", "reference_scores", "constraints"),
     "Steps": (
         "batch_size", "epochs", "max_steps", "learning_rate", "schedule", "warmup",
-        "weight_decay", "max_grad_norm", "seed",
+        "optimizer", "weight_decay", "max_grad_norm", "seed",
     ),
     "While it runs": (
         "eval_every", "early_stop", "probe", "checkpoint_every", "resume", "track",
     ),
     "Speed and memory": (
-        "device", "precision", "microbatch_tokens", "gradient_checkpointing", "sharing",
+        "device", "precision", "weights", "quantize", "microbatch_tokens", "gradient_checkpointing",
+        "offload_activations", "compile", "sharing",
         "parallel",
     ),
 }  # fmt: skip
 
 
-def train(recipe: str | None = None, /, **settings: Any) -> Outcome:
+def train(
+    recipe: str | None = None,
+    /,
+    *,
+    processes: int | None = None,
+    restarts: int = 0,
+    **settings: Any,
+) -> Outcome:
     """Train a policy on preferences.
 
     Settings come from a recipe (a YAML file with the names below, underscores for dashes),
@@ -67,14 +80,35 @@ def train(recipe: str | None = None, /, **settings: Any) -> Outcome:
     ----------
     recipe
         The recipe, a YAML file.
+    processes
+        Processes on this machine, each with a GPU of its own where there are some. On several
+        machines: torchrun, `--nproc-per-node 8 -m prefopt train recipe.yaml`.
+    restarts
+        How often to begin again from the last checkpoint when a process was lost.
     """
-    resolved = load_recipe(recipe, _overrides(settings))
+    check_processes(processes, restarts)
+    with joined():
+        resolved = load_recipe(recipe, _overrides(settings))
+        if processes is None or processes == 1:
+            result = _train_here(resolved)
+        else:
+            arguments = ["train", *([recipe] if recipe else []), *as_flags(settings)]
+            run = Run(resolved.recipe.out)
+            result = in_processes(arguments, run, processes=processes, restarts=restarts)
+    return Outcome(result, _shown(result))
+
+
+def _train_here(resolved: ResolvedRecipe) -> dict[str, Any]:
+    """In this process, with others that torchrun may have started."""
     from prefopt.report import build_report
+    from prefopt.training.distributed import by_main
+    from prefopt.training.interrupts import stoppable
     from prefopt.training.train import train as run_training
 
-    result = run_training(resolved).to_dict()
-    result["report"] = str(build_report(result["run"]))
-    return Outcome(result, _shown(result))
+    with stoppable():
+        result = run_training(resolved).to_dict()
+        result["report"] = str(by_main(lambda: build_report(result["run"])))
+    return result
 
 
 def _shown(result: dict[str, Any]) -> list[Any]:
@@ -168,6 +202,7 @@ def _flag(name: str, panel: Panel) -> inspect.Parameter:
         kind = bool
     if name in _INSIDE:
         help_text += f" {_INSIDE[name]}"
+    choices = [] if name in _METAVARS else choices
     if choices:
         help_text += f" [choices: {', '.join(choices)}]"
     default = _DEFAULTS.get(name, None if field.is_required() else field.default)
@@ -216,7 +251,23 @@ def _signature() -> inspect.Signature:
     )
     panels = {title: Panel.create_ordered(title) for title in PANELS}
     flags = [_flag(name, panels[title]) for title, names in PANELS.items() for name in names]
+    machine = Panel.create_ordered("Several processes")
+    flags += [
+        _machine_flag("processes", None, 1, machine),
+        _machine_flag("restarts", 0, 0, machine),
+    ]
     return inspect.Signature([file, *flags, *(_inside(name) for name in SECTIONS)])
+
+
+def _machine_flag(name: str, default: int | None, least: int, panel: Panel) -> inspect.Parameter:
+    """A flag about the machine: it is no setting, since it never changes what is learned."""
+    parameter = Parameter(group=panel, metavar="INT", validator=Number(gte=least))
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[int | None if default is None else int, parameter],
+    )
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]

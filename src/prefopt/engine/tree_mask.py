@@ -56,7 +56,7 @@ class TreeMask:
     def __init__(
         self,
         forest: Forest,
-        rule: Callable[..., Tensor],
+        rule: Callable[..., Any],
         device: torch.device,
         eager: bool,
         choice: Callable[..., Any] | None = None,
@@ -76,9 +76,8 @@ class TreeMask:
         """(L, L) bool: which key positions a query position may see, by the layer's rule."""
         positions = torch.arange(self.forest.depth, device=self.device)
         zero = positions.new_zeros(())
-        return self._rule(zero, zero, positions[:, None], positions[None, :]).expand(
-            len(positions), len(positions)
-        )
+        allowed: Tensor = self._rule(zero, zero, positions[:, None], positions[None, :])
+        return allowed.expand(len(positions), len(positions))
 
     @cached_property
     def causal(self) -> bool:
@@ -125,7 +124,8 @@ class TreeMask:
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             ancestor = (key <= query) & (query < end[key])
-            return ancestor & rule(batch, head, position[query], position[key])
+            allowed: Tensor = rule(batch, head, position[query], position[key])
+            return ancestor & allowed
 
         return create_block_mask(visible, 1, 1, rows, rows, device=str(self.device))
 

@@ -3,6 +3,7 @@
 from prefopt.recipe.effects import check_reference
 from prefopt.recipe.loading import dump, load_recipe, parse_flag
 from prefopt.recipe.model import NOT_LEARNED, SECTIONS, Recipe, ResolvedRecipe
+from prefopt.recipe.optimizers import OptimizerChoice
 from prefopt.recipe.sections import (
     AdapterChoice,
     ConstraintChoice,
@@ -22,6 +23,7 @@ __all__ = [
     "ConstraintChoice",
     "Measure",
     "ObjectiveChoice",
+    "OptimizerChoice",
     "ParallelChoice",
     "ProbeChoice",
     "Recipe",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prefopt.errors import RecipeError
 from prefopt.recipe.model import Recipe, ResolvedRecipe
+from prefopt.recipe.optimizers import number_problems, optimizer_problems
 from prefopt.recipe.sections import ConstraintChoice, Measure, Source
 
 #: what a constraint reads beside its cost and limit, by mode
@@ -43,7 +44,8 @@ def check_reference(resolved: ResolvedRecipe, *, needs_reference: bool) -> None:
             remedy="set reference: initial, or a path",
         )
     set_in_vain = {
-        "reference.name": reference.name not in ("initial", "none"),
+        "reference.name": reference.name not in ("initial", "none")
+        and not resolved.origins["reference.name"].startswith("default"),
         "reference.update_every": reference.moves,
         "reference_scores": resolved.recipe.reference_scores != "cache",
     }
@@ -82,6 +84,8 @@ def _problems(resolved: ResolvedRecipe) -> Iterator[RecipeError]:
     yield from _source_problems("eval_data", recipe.eval_data or ())
     yield from _idle(resolved)
     yield from _loss_problems(resolved)
+    yield from optimizer_problems(recipe)
+    yield from number_problems(recipe)
     if recipe.probe is not None and recipe.probe.reward is not None:
         yield from _measure_problems("probe.reward", "the probe's reward", recipe.probe.reward)
     yield from _constraint_problems(recipe)

@@ -111,7 +111,15 @@ def _resolve(recipe: Recipe, given: Mapping[str, str]) -> ResolvedRecipe:
     if reference.moves and reference.mixture is None:
         values["reference"] = reference.model_copy(update={"mixture": 1.0})
         origins["reference.mixture"] = "default for update_every"
+    values["optimizer"] = recipe.optimizer.resolved()
+    for name in recipe.optimizer.options:
+        owner = f"default for {recipe.optimizer.name}"
+        origins[f"optimizer.{name}"] = given.get(f"optimizer.{name}", owner)
     return ResolvedRecipe(recipe.model_copy(update=values), origins)
+
+
+#: adapters that learn so much more slowly that they want a rate of their own
+_SOFT_PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
 def _learning_rate(recipe: Recipe) -> tuple[float, str]:
@@ -122,4 +130,6 @@ def _learning_rate(recipe: Recipe) -> tuple[float, str]:
     ]
     if adapter is None:
         return rate, "default for sft" if sft else "default for full training"
+    if adapter.name in _SOFT_PROMPTS:
+        rate = 1e-2
     return rate, f"default for sft with {adapter.name}" if sft else f"default for {adapter.name}"

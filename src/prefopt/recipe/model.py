@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 
 from prefopt.errors import RecipeError
+from prefopt.recipe.optimizers import OptimizerChoice
 from prefopt.recipe.sections import (
     AdapterChoice,
     ConstraintChoice,
@@ -36,7 +37,7 @@ from prefopt.recipe.sections import (
 #: parts of a recipe with settings of their own, and the one that a plain word stands for
 SECTIONS = {
     "objective": "name", "reference": "name", "adapter": "name", "probe": "prompts",
-    "parallel": "strategy",
+    "parallel": "strategy", "optimizer": "name",
 }  # fmt: skip
 
 _SOURCES: JsonDict = {
@@ -69,8 +70,10 @@ class Recipe(Strict):
     reference: ReferenceChoice = Field(
         default_factory=ReferenceChoice,
         description="what the policy is kept close to: initial (itself as it starts), none, or a "
-        "path",
-        json_schema_extra={"allowed": "initial, none, a path, or a mapping of settings"},
+        "path; with an adapter also base (without it), with a soft prompt initial_prompt",
+        json_schema_extra={
+            "allowed": "initial, base, initial_prompt, none, a path, or a mapping of settings"
+        },
     )
     reference_scores: Literal["cache", "each_step"] | None = Field(
         default=None,
@@ -90,14 +93,18 @@ class Recipe(Strict):
     )
     adapter: AdapterChoice | None = Field(
         default=None,
-        description="train a small adapter, such as lora, instead of all weights",
+        description="train a small adapter, such as lora, instead of all weights; "
+        "docs/adapters.md lists them",
         json_schema_extra=_NAMED,
+    )
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None, description="keep the model's frozen weights in 4 or 8 bits, under an adapter"
     )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
         description="peak learning rate; by default 5e-7, with an adapter 5e-6, for sft 2e-5, for "
-        "sft with an adapter 2e-4",
+        "sft with an adapter 2e-4, for soft prompts 1e-2",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="learning rate after the warm-up"
@@ -105,7 +112,12 @@ class Recipe(Strict):
     warmup: float = Field(
         default=0.1, ge=0, le=1, description="share of the steps in which it rises"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    optimizer: OptimizerChoice = Field(
+        default_factory=OptimizerChoice,
+        description="adamw, adamw_8bit, paged_adamw_8bit, adafactor or rmsprop",
+        json_schema_extra=_NAMED,
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled, of matrices only")
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="gradients are clipped to this norm"
     )
@@ -125,10 +137,25 @@ class Recipe(Strict):
         default="raise", description="stop at the first wrong row, or leave it out and count it"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="auto: bf16 autocast where the device has it; weights stay fp32"
+        default="auto", description="auto: bf16 autocast where the device has it"
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, slower"
+    weights: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="what weights are kept in; bf16 halves them and their gradients, and rounds "
+        "steps stochastically; beside an adapter only what is frozen",
+    )
+    gradient_checkpointing: Literal["selective"] | bool | Annotated[int, Field(ge=2)] = Field(
+        default=False,
+        description="recompute activations in the backward pass: less memory, slower; of every "
+        "layer (true), every N-th (N), or all but products and attention (selective)",
+        json_schema_extra={"allowed": "true, false, selective, or a whole number at least 2"},
+    )
+    offload_activations: bool = Field(
+        default=False,
+        description="keep what gradient checkpointing starts from in the host's memory",
+    )
+    compile: bool = Field(
+        default=False, description="compile the layers with torch.compile, on accelerators"
     )
     sharing: Literal["auto", "off"] = Field(
         default="auto", description="compute shared prefixes once, where the model allows it"
@@ -204,6 +231,7 @@ class Recipe(Strict):
 #: settings that change neither what is learned nor from what, so a run may go on with others
 NOT_LEARNED = frozenset(
     {"out", "resume", "track", "checkpoint_every", "microbatch_tokens", "gradient_checkpointing",
+     "offload_activations", "compile",
      "reference_scores", "device", *(f"parallel.{name}" for name in ParallelChoice.model_fields)}
 )  # fmt: skip
 
@@ -247,6 +275,20 @@ class ResolvedRecipe:
             origins["objective.plus"] += ", with the defaults of its terms"
         values = {"name": choice.name, "plus": terms, **choice.options, **added}
         return self._changed({"objective": ObjectiveChoice(**values)}, origins)
+
+    def with_adapter(self, choice: AdapterChoice) -> ResolvedRecipe:
+        """The same recipe with the adapter's own defaults written out where none was given."""
+        before, origins = self.recipe.adapter, dict(self.origins)
+        for name in AdapterChoice.model_fields:
+            if getattr(choice, name) != getattr(before, name):
+                origins[f"adapter.{name}"] = f"default for {choice.name}"
+        return self._changed({"adapter": choice}, origins)
+
+    def with_reference(self, name: str, *, owner: str) -> ResolvedRecipe:
+        """The same recipe with another reference by default, which `owner` asks for."""
+        reference = self.recipe.reference.model_copy(update={"name": name})
+        origins = {**self.origins, "reference.name": f"default for {owner}"}
+        return self._changed({"reference": reference}, origins)
 
     def with_default(self, name: str, value: Any, *, owner: str, reason: str) -> ResolvedRecipe:
         """The same recipe with another default, which only something outside it can know.

@@ -108,8 +108,11 @@ class ReferenceChoice(Strict):
 
     name: Text = Field(
         default="initial",
-        description="initial (the policy as it starts), none, or a path",
-        json_schema_extra={"allowed": "initial, none, or the path of a model"},
+        description="initial (the policy as it starts), base (without its adapter), "
+        "initial_prompt (with its soft prompt as it starts), none, or a path",
+        json_schema_extra={
+            "allowed": "initial, base, initial_prompt, none, or the path of a model"
+        },
     )
     update_every: PositiveInt | None = Field(
         default=None,
@@ -126,20 +129,41 @@ class ReferenceChoice(Strict):
     def moves(self) -> bool:
         return self.update_every is not None
 
+    @property
+    def own(self) -> bool:
+        """Whether it is the policy itself in another state, and not another model."""
+        return self.name in ("initial", "base", "initial_prompt")
+
 
 class AdapterChoice(Strict):
-    """An adapter by name; what is not a field here is an option of PEFT's configuration."""
+    """An adapter by name; what is not a field here is an option of PEFT's configuration.
+
+    What an adapter does not read must be left out, and what is left out gets the adapter's own
+    default when training starts.
+    """
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(default="lora", description="which adapter: lora")
-    rank: PositiveInt = Field(default=16, description="rank of the update")
-    alpha: PositiveInt = Field(
-        default=32, description="scale of the update; it is multiplied by alpha / rank"
+    name: str = Field(default="lora", description="which adapter; docs/adapters.md lists them")
+    rank: PositiveInt | None = Field(
+        default=None, description="rank of the update; by default 16 for lora"
     )
-    target_modules: str | list[str] = Field(
-        default="all-linear",
-        description="which layers get one: all-linear, or a list of module names",
+    alpha: PositiveInt | None = Field(
+        default=None,
+        description="scale of the update, which is multiplied by alpha / rank; by default 32 "
+        "for lora",
+    )
+    target_modules: str | list[str] | None = Field(
+        default=None,
+        description="which layers get one: all-linear (of the language model), or a list of "
+        "module names; by default all-linear for lora",
+    )
+    virtual_tokens: PositiveInt | None = Field(
+        default=None, description="length of a soft prompt; by default 16, or as init_text"
+    )
+    init_text: Text | None = Field(
+        default=None,
+        description="text that a soft prompt begins as; by default words drawn from the vocabulary",
     )
 
     @property

@@ -1,12 +1,23 @@
-"""AdamW and the learning rate as a closed form of the step, so there is nothing to restore."""
+"""Optimizers by name, and the learning rate as a closed form of the step.
+
+Every optimizer is restored to the last bit from a checkpoint; of the rate there is nothing to
+restore.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
+
+from prefopt.errors import MissingExtraError, RecipeError
+from prefopt.recipe import OptimizerChoice
+from prefopt.training.stochastic import StochasticAdamW
+
+Groups: TypeAlias = list[dict[str, Any]]
 
 #: devices that have the fused kernel; on two CPU cores it is 5 times as fast as the loop
 _FUSED = ("cpu", "cuda", "mps", "xpu")
@@ -20,15 +31,28 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0
-) -> torch.optim.AdamW:
-    """AdamW over parameters that want a gradient; norms and biases do not decay.
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    choice: OptimizerChoice | None = None,
+    seed: int = 0,
+) -> torch.optim.Optimizer:
+    """An optimizer over parameters that want a gradient; norms and biases do not decay.
 
     Args:
-        parameters: of one device; frozen ones are left out.
+        parameters: of one device; frozen ones are left out. Those in bfloat16 are rounded
+            stochastically.
         learning_rate: the peak; the loop sets the rate of each step.
         weight_decay: decoupled, for matrices only.
+        choice: which optimizer, with its options; by default AdamW.
+        seed: of what is drawn in rounding.
+
+    Raises:
+        RecipeError: it cannot train these parameters, or has no effect on their device.
+        MissingExtraError: a package that it needs is not installed.
     """
+    choice = choice or OptimizerChoice()
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
     vectors = [parameter for parameter in trainable if parameter.ndim < 2]
@@ -36,12 +60,85 @@ def make_optimizer(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=learning_rate,
-        betas=(0.9, 0.999),
-        fused=all(parameter.device.type in _FUSED for parameter in trainable),
+    groups = [group for group in groups if group["params"]]
+    if any(parameter.dtype == torch.bfloat16 for parameter in trainable):
+        if choice.name != "adamw":
+            raise RecipeError(
+                f"{choice.name} cannot train weights in bf16: it would round its steps away",
+                field="optimizer",
+                value=choice.name,
+                remedy="set optimizer: adamw, or weights: fp32",
+            )
+        return StochasticAdamW(groups, lr=learning_rate, seed=seed, **_adam(choice))
+    return _MAKERS[choice.name](groups, learning_rate, choice)
+
+
+def _adam(choice: OptimizerChoice) -> dict[str, Any]:
+    first, second = choice.options["betas"]
+    return {"betas": (first, second), "eps": choice.options["eps"]}
+
+
+def _adamw(groups: Groups, rate: float, choice: OptimizerChoice) -> torch.optim.Optimizer:
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=rate, fused=devices <= set(_FUSED), **_adam(choice))
+
+
+def _adamw_8bit(groups: Groups, rate: float, choice: OptimizerChoice) -> torch.optim.Optimizer:
+    """State in blocks of 8-bit numbers with a scale each (Dettmers et al. 2021,
+    arXiv:2110.02861); of parameters below 4096 numbers in float32."""
+    made = _bitsandbytes(choice.name).optim.AdamW8bit(groups, lr=rate, **_adam(choice))
+    return cast(torch.optim.Optimizer, made)
+
+
+def _paged_adamw_8bit(
+    groups: Groups, rate: float, choice: OptimizerChoice
+) -> torch.optim.Optimizer:
+    """The same in unified memory (Dettmers et al. 2023, arXiv:2305.14314)."""
+    device = next(parameter.device for group in groups for parameter in group["params"])
+    if device.type == "cpu":
+        raise RecipeError(
+            "paging has no effect on a CPU: there is no other memory to move to",
+            field="optimizer",
+            value=choice.name,
+            remedy="set optimizer: adamw_8bit",
+        )
+    made = _bitsandbytes(choice.name).optim.PagedAdamW8bit(groups, lr=rate, **_adam(choice))
+    return cast(torch.optim.Optimizer, made)
+
+
+def _adafactor(groups: Groups, rate: float, choice: OptimizerChoice) -> torch.optim.Optimizer:
+    """Row and column averages in place of a state (Shazeer & Stern 2018, arXiv:1804.04235)."""
+    options = choice.options
+    return torch.optim.Adafactor(
+        groups, lr=rate, beta2_decay=options["beta2_decay"], d=options["clip_threshold"]
     )
+
+
+def _rmsprop(groups: Groups, rate: float, choice: OptimizerChoice) -> torch.optim.Optimizer:
+    """The optimizer of the DPO paper (arXiv:2305.18290, appendix B)."""
+    return torch.optim.RMSprop(groups, lr=rate, **choice.options)
+
+
+_MAKERS: Mapping[str, Callable[[Groups, float, OptimizerChoice], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
+    "adafactor": _adafactor,
+    "rmsprop": _rmsprop,
+}
+
+
+def _bitsandbytes(optimizer: str) -> Any:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{optimizer} needs the package bitsandbytes",
+            field="optimizer",
+            value=optimizer,
+            remedy="install it with: pip install 'prefopt[quantized]'",
+        ) from error
+    return bitsandbytes
 
 
 def rate_at(
