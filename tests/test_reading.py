@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from prefopt.engine.tokens import TokenGroup
 from prefopt.errors import DataError
 from prefopt.records import Comparison, Label
-from prefopt.training.batches import Examples, plan
-from prefopt.training.companions import companions_of
+from prefopt.training.batches import Examples
+from prefopt.training.companions import Companions, Kind
+from prefopt.training.planning import plan
 from prefopt.training.reading import as_read, judgements_in, weights_in
 
 
@@ -113,6 +115,14 @@ def test_comparisons_become_labels_of_both_sides() -> None:
 # -- companions ----------------------------------------------------------------------------
 
 
+def companions_of(
+    kind: Kind, groups: list[TokenGroup], order: list[int], reads: Any
+) -> list[TokenGroup]:
+    made = Companions(kind, groups, lambda: order, reads, start=len(groups), count=len(order))
+    made.check()
+    return list(made)
+
+
 def test_mismatched_companions_answer_the_next_other_prompt() -> None:
     same = [
         group(labels=[Label(0, True), Label(1, False)], prompt=1),
@@ -146,7 +156,7 @@ def test_companions_do_not_depend_on_micro_batches() -> None:
             examples, batch_size=5, microbatch_tokens=limit, epochs=2, companions="mismatched"
         )
         beside = [
-            {place: examples.groups[at] for place, at in sorted(step.companions.items())}
+            {place: examples.group(at) for place, at in sorted(step.companions.items())}
             for step in steps
         ]
         plans.append([

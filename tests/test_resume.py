@@ -414,7 +414,8 @@ def test_a_completion_that_occurs_twice_has_one_reference_score(tmp_path: Path) 
     from prefopt.engine.cache import ScoreCache
     from prefopt.engine.tokens import TokenGroup
     from prefopt.records import Comparison
-    from prefopt.training.batches import Examples, in_order
+    from prefopt.training.batches import Examples
+    from prefopt.training.planning import in_order
     from prefopt.training.references import score_examples
 
     prompts = ([1, 2], [3], [1, 2], [4])
@@ -434,7 +435,7 @@ def test_a_completion_that_occurs_twice_has_one_reference_score(tmp_path: Path) 
         steps = in_order(examples, batch_size=2, microbatch_tokens=8192)
         score_examples(examples, steps, rounded, ScoreCache(tmp_path), "key")
         assert examples.reference is not None
-        return [examples.reference[place].tolist() for place in range(len(groups))]
+        return [examples.reference.of(place, 2).tolist() for place in range(len(groups))]
 
     first = scores()
     assert calls == 2 and first[0] == first[2] != first[3]

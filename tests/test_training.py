@@ -7,6 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ from prefopt.policies.load import Policy, load_policy
 from prefopt.recipe import load_recipe
 from prefopt.records import Comparison, Group, Label
 from prefopt.runs import Run
-from prefopt.training.batches import Examples, MicroBatch, Step, batched, plan
+from prefopt.training.batches import Examples, MicroBatch, Step
 from prefopt.training.examples import prepare_data
 from prefopt.training.loop import Job, State, accumulate, fit
+from prefopt.training.numerics import choose_precision
 from prefopt.training.optimizer import make_optimizer, rate_at
-from prefopt.training.prepare import choose_precision, make_job, make_learner, settle
+from prefopt.training.planning import plan, step_bounds
+from prefopt.training.prepare import make_job, make_learner, settle
 from prefopt.training.reading import as_read
 from prefopt.training.train import TrainResult, train
 
@@ -152,7 +155,8 @@ def test_sft_reads_what_is_preferred(
 )
 def test_steps_hold_whole_groups_up_to_the_batch_size(counts: list[int], batch_size: int) -> None:
     order = list(range(len(counts)))
-    steps = list(batched(order, counts, batch_size))
+    bounds = step_bounds(np.array(counts), batch_size).tolist()
+    steps = [order[first:last] for first, last in pairwise(bounds)]
     assert [position for step in steps for position in step] == order  # none lost, none twice
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         size = sum(counts[position] for position in step)

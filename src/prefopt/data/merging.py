@@ -1,43 +1,113 @@
 """Rows with the same prompt become one group, without holding the text of a whole data set.
 
-A first pass keeps 16 bytes a row, from which it is known how many rows each prompt has; a
-second pass emits a group as soon as its last row has been read.
+A first pass keeps a hash of eight bytes a row, from which it is known how many rows may
+have the same prompt; a second pass emits a group as soon as its last row has been read. Where
+no hash occurs twice, nothing is kept. A hash only says which rows to wait for: which of them
+belong together is decided by their prompts.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefopt.data.aggregate import comparisons_from_votes
 from prefopt.errors import DataError
-from prefopt.records import Completion, Group
+from prefopt.records import Completion, Group, Prompt
 
-_KEY = 16  # bytes
+_RECENT = 1 << 16  # hashes among which a second one is noticed at once
+
+
+class PromptSeenTwice(Exception):
+    """Rows were taken for groups of their own, and two of them belong together."""
+
+
+class Hashes:
+    """Hashes of the prompts of the accepted rows, one after the other.
+
+    Args:
+        at_once: refuse a prompt that comes twice, as soon as it is noticed.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self._all = array("q")
+        self._recent: set[int] = set()
+        self._at_once = at_once
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, prompt: Prompt) -> None:
+        """Note the prompt of the next row.
+
+        Raises:
+            PromptSeenTwice: it was among the last ones.
+        """
+        found = hash(prompt)
+        self._all.append(found)
+        if self._at_once:
+            if found in self._recent:
+                raise PromptSeenTwice
+            if len(self._recent) == _RECENT:
+                self._recent.clear()
+            self._recent.add(found)
+
+    def plan(self) -> Plan:
+        """Which rows may belong together. Uses up the hashes.
+
+        Raises:
+            PromptSeenTwice: some do, and that was to be refused.
+        """
+        hashes, self._all = np.frombuffer(self._all, dtype=np.int64), array("q")
+        plan = Plan.of_hashes(hashes)
+        if self._at_once and plan.bucket is not None:
+            raise PromptSeenTwice
+        return plan
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which rows belong together.
+    """Which rows may belong together: those with one hash are a bucket.
 
     Attributes:
-        group: (R,) number of the group of each accepted row.
-        sizes: (G,) rows of each group.
+        rows: R, how many were accepted that may be merged.
+        bucket: (R,) number of the bucket of each, -1 for a row alone in its own; None if all
+            are.
+        sizes: rows of each bucket.
     """
 
-    group: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    rows: int
+    bucket: NDArray[np.int32] | None = None
+    sizes: NDArray[np.int32] | None = None
 
     @classmethod
-    def of_keys(cls, keys: bytes | bytearray) -> Plan:
-        """From the keys of the accepted rows, one after the other."""
-        table = np.frombuffer(bytes(keys), dtype=f"S{_KEY}")
-        _, group, sizes = np.unique(table, return_inverse=True, return_counts=True)
-        return cls(group.astype(np.int64), sizes.astype(np.int64))
+    def of_hashes(cls, hashes: NDArray[np.int64]) -> Plan:
+        """From the hash of each row's prompt.
+
+        Takes 8 bytes a row if they are all different, else up to 24 for a moment and 4 then.
+        """
+        ascending = np.sort(hashes)
+        if not (ascending[1:] == ascending[:-1]).any():
+            return cls(len(hashes))
+        del ascending
+        order = np.argsort(hashes)
+        ascending = hashes[order]
+        new = np.ones(len(hashes), dtype=bool)  # begins a bucket
+        np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
+        del ascending, hashes
+        alone = new & np.append(new[1:], True)
+        number = np.cumsum(new & ~alone, dtype=np.int32)
+        number -= 1
+        sizes = np.bincount(number[~alone]).astype(np.int32)
+        number[alone] = -1
+        bucket = np.empty_like(number)
+        bucket[order] = number
+        return cls(len(bucket), bucket, sizes)
 
     def merge(self, rows: Iterator[tuple[Group, bool]]) -> Iterator[Group]:
         """The groups, in the order in which their last rows come.
@@ -48,27 +118,35 @@ class Plan:
         Raises:
             DataError: there are not as many rows as there were.
         """
-        waiting: dict[int, list[Group]] = {}
-        for number, row in zip_longest(map(int, self.group), rows):
-            if number is None or row is None:
-                raise DataError(
-                    "the files changed while they were read",
-                    kind="unreadable_file",
-                    remedy="read again once nothing writes to them",
-                )
-            group, own = row
-            if own:
+        waiting: dict[int, dict[Prompt, list[Group]]] = {}
+        seen: dict[int, int] = {}
+        numbers = map(int, repeat(-1, self.rows) if self.bucket is None else self.bucket)
+        for group, whole in rows:
+            if whole:
                 yield group
                 continue
-            parts = waiting.setdefault(number, [])
-            parts.append(group)
-            if len(parts) == self.sizes[number]:
-                yield with_votes_counted(merge(waiting.pop(number)))
+            number = next(numbers, None)
+            if number is None:
+                raise _changed()
+            if number < 0:
+                yield with_votes_counted(group)
+                continue
+            waiting.setdefault(number, {}).setdefault(group.prompt, []).append(group)
+            seen[number] = seen.get(number, 0) + 1
+            assert self.sizes is not None
+            if seen[number] == self.sizes[number]:
+                del seen[number]
+                yield from map(with_votes_counted, map(merge, waiting.pop(number).values()))
+        if next(numbers, None) is not None:
+            raise _changed()
 
 
-def own_key(row: int) -> bytes:
-    """A key that no other row has: the row is a group already."""
-    return row.to_bytes(_KEY, "big")
+def _changed() -> DataError:
+    return DataError(
+        "the files changed while they were read",
+        kind="unreadable_file",
+        remedy="read again once nothing writes to them",
+    )
 
 
 def merge(parts: list[Group]) -> Group:

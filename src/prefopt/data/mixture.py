@@ -14,7 +14,9 @@ stretch of it, and so every batch, has about the shares asked for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +26,46 @@ from prefopt.errors import RecipeError
 Indices = NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Named(Sequence[str | None]):
+    """(G,) names as numbers, where there are many more entries than names.
+
+    Attributes:
+        names: in the order of their first entry; every one occurs.
+        codes: (G,) which of them each entry is.
+    """
+
+    names: tuple[str | None, ...]
+    codes: NDArray[np.integer[Any]]
+
+    @classmethod
+    def of(cls, entries: Iterable[str | None]) -> Named:
+        """From the names themselves."""
+        known: dict[str | None, int] = {}
+        codes = np.fromiter((known.setdefault(name, len(known)) for name in entries), np.int32)
+        return cls(tuple(known), codes)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, index: int) -> str | None: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str | None]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str | None] | None:
+        if isinstance(index, slice):
+            return [self.names[code] for code in self.codes[index]]
+        return self.names[int(self.codes[index])]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return (self.names[code] for code in self.codes)
+
+
 def epoch_order(
     sources: Sequence[str | None],
-    counts: Sequence[int],
+    counts: Sequence[int] | NDArray[np.integer[Any]],
     shares: Mapping[str, float] | None,
     *,
     seed: int,
@@ -97,16 +136,17 @@ def _shuffled(groups: Indices, seed: int, name: str, turn: int) -> Indices:
 
 
 def _members(sources: Sequence[str | None]) -> dict[str, Indices]:
-    members: dict[str, list[int]] = {}
-    for index, name in enumerate(sources):
+    named = sources if isinstance(sources, Named) else Named.of(sources)
+    members: dict[str, Indices] = {}
+    for code, name in enumerate(named.names):
         if name is None:
             raise RecipeError(
                 "shares need every source of the data to have a name",
                 field="data.name",
                 remedy="give each source a name, or leave out the shares",
             )
-        members.setdefault(name, []).append(index)
-    return {name: np.asarray(groups, dtype=np.int64) for name, groups in members.items()}
+        members[name] = np.flatnonzero(named.codes == code)
+    return members
 
 
 def _check_shares(

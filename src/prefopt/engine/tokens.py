@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prefopt.engine.rendering import render_group, render_prompt
 from prefopt.errors import DataError, PolicyError
-from prefopt.records import Comparison, Group, Label, Message, Origin, Prompt
+from prefopt.records import Comparison, Group, Label, Origin, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,87 +131,58 @@ class Encoder:
             DataError: a group cannot be encoded and `on_error` is "raise".
             PolicyError: the data are conversations and the tokenizer has no chat template.
         """
-        stream = iter(groups)
-        while chunk := list(islice(stream, _CHUNK)):
-            for group, ids in zip(chunk, self._tokenize(chunk), strict=True):
-                encoded = self._admit(group, ids)
-                if encoded is not None:
-                    self._count(encoded)
-                    yield encoded
+        with ThreadPoolExecutor(1) as worker:  # its thread starts with the second chunk
+            waiting: _Chunk | None = None
+            for chunk in _chunks(groups):
+                if isinstance(chunk, Exception):
+                    if waiting is not None:
+                        yield from self._encoded(*waiting)
+                    raise chunk
+                texts = self._rendered(chunk)
+                flat = [text for item in texts if isinstance(item, list) for text in item]
+                # The tokenizer works on this chunk while Python is busy with the last and the next.
+                ids = worker.submit(self._ids, flat) if len(chunk) == _CHUNK else None
+                if waiting is not None:
+                    yield from self._encoded(*waiting)
+                waiting = chunk, texts, ids.result if ids is not None else partial(self._ids, flat)
+            if waiting is not None:
+                yield from self._encoded(*waiting)
+
+    def _encoded(
+        self,
+        groups: Sequence[Group],
+        texts: Sequence[list[str] | DataError],
+        ids: Callable[[], list[list[int]]],
+    ) -> Iterator[TokenGroup]:
+        """The groups of a chunk that are admitted, as tokens."""
+        found = iter(ids())
+        for group, item in zip(groups, texts, strict=True):
+            whole = (
+                item
+                if isinstance(item, DataError)
+                else self._bound(group, [next(found) for _ in item])
+            )
+            encoded = self._admit(group, whole)
+            if encoded is not None:
+                self._count(encoded)
+                yield encoded
 
     def prompt_ids(self, prompt: Prompt) -> Ids:
         """(P,) ids of one prompt, as the model sees it when it is asked to speak."""
-        (ids,) = self._ids([self._render_prompt(prompt)])
+        (ids,) = self._ids([render_prompt(self.tokenizer, prompt)])
         return self._begin(ids, chat=not isinstance(prompt, str))
-
-    # -- records to text -------------------------------------------------------------------
-
-    def _render_prompt(self, prompt: Prompt) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        return self._render(prompt, add_generation_prompt=True)
-
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        if not self.tokenizer.chat_template:
-            raise PolicyError(
-                "the data has conversations and the tokenizer has no chat template",
-                field="model",
-                remedy="use a chat model, give its tokenizer a `chat_template`, "
-                "or write the prompts as text",
-            )
-        conversation = [{"role": turn.role, "content": turn.content} for turn in messages]
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # templates raise whatever their authors chose
-            raise DataError(
-                f"the tokenizer's chat template refused the conversation: {error}",
-                kind="template",
-                field="prompt",
-                value=conversation,
-                remedy="check the order and the names of the roles",
-            ) from error
-        return str(rendered)
-
-    def _render_group(self, group: Group) -> list[str]:
-        """The prompt's text and, behind it, the text of each completion."""
-        prompt = self._render_prompt(group.prompt)
-        if isinstance(group.prompt, str):
-            return [prompt, *(completion.text for completion in group.completions)]
-        texts = [prompt]
-        for completion in group.completions:
-            turns = (*group.prompt, Message("assistant", completion.text))
-            whole = self._render(turns, add_generation_prompt=False)
-            if not whole.startswith(prompt):
-                pairs = enumerate(zip(prompt, whole, strict=False))
-                common = next((i for i, (a, b) in pairs if a != b), 0)
-                raise DataError(
-                    "the rendered conversation does not start with the rendered prompt",
-                    kind="template",
-                    value=f"prompt …{prompt[max(0, common - 40) :]!r}, "
-                    f"conversation …{whole[max(0, common - 40) : common + 80]!r}",
-                    remedy="use a template whose generation prompt is what an answer starts with",
-                )
-            texts.append(whole[len(prompt) :])
-        return texts
 
     # -- text to ids -----------------------------------------------------------------------
 
-    def _tokenize(self, groups: Sequence[Group]) -> list[list[Ids] | DataError]:
-        """For each group the ids of its prompt and its completions, or why it has none."""
+    def _rendered(self, groups: Sequence[Group]) -> list[list[str] | DataError]:
+        """For each group the texts of its prompt and its completions, or why it has none."""
         rendered: list[list[str] | DataError] = []
         for group in groups:
             try:
-                rendered.append(self._render_group(group))
+                rendered.append(render_group(self.tokenizer, group))
             except DataError as error:
                 rendered.append(error)
-        texts = [text for item in rendered if isinstance(item, list) for text in item]
-        ids = iter(self._ids(texts))
-        return [
-            item if isinstance(item, DataError) else self._bound(group, [next(ids) for _ in item])
-            for group, item in zip(groups, rendered, strict=True)
-        ]
+        return rendered
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -247,7 +220,9 @@ class Encoder:
 
     def _end(self, ids: list[int], chat: bool) -> Ids:
         """A completion up to and including its first end of turn, which is added if missing."""
-        stop = next((i for i, token in enumerate(ids) if token in self.end_of_turn), None)
+        stop = None
+        if not self.end_of_turn.isdisjoint(ids):
+            stop = next(i for i, token in enumerate(ids) if token in self.end_of_turn)
         if stop is None and chat:
             # A template may end turns with a special token that nothing declares as the end.
             stop = next((i for i in reversed(range(len(ids))) if not self._is_blank(ids[i])), None)
@@ -369,6 +344,24 @@ class Encoder:
         self.report.completions += len(encoded.completions)
         self.report.comparisons += len(encoded.comparisons)
         self.report.tokens += len(encoded.prompt) + sum(len(ids) for ids in encoded.completions)
+
+
+#: groups, their texts or why there are none, and the ids of the texts once they are there
+_Chunk = tuple[list[Group], list[list[str] | DataError], Callable[[], list[list[int]]]]
+
+
+def _chunks(groups: Iterable[Group]) -> Iterator[list[Group] | Exception]:
+    """The groups in chunks, and the exception that ended them, if one did.
+
+    The groups of a chunk that was begun are lost with it, as the first thing that is wrong
+    is all that anyone wants to know; those of earlier chunks come first.
+    """
+    stream = iter(groups)
+    try:
+        while chunk := list(islice(stream, _CHUNK)):
+            yield chunk
+    except Exception as error:
+        yield error
 
 
 def restrict(group: TokenGroup, kept: Sequence[int]) -> TokenGroup | None:

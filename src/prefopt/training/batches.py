@@ -1,29 +1,30 @@
-"""What each optimizer step contains: a pure function of the data, the seed and the epoch.
+"""What an optimizer step is made of, and its micro-batches as tensors.
 
-A step holds about `batch_size` judgements: comparisons, labels or rankings, whichever the
-objective reads (for `sft`, completions). Groups are atomic: a step takes groups in the
-epoch's order until the next would exceed `batch_size`. A single group with more judgements
-than that is a step of its own, and the last step of an epoch may be smaller.
-Nothing here depends on the number of processes or on `microbatch_tokens`, which only says
-how a step is cut into pieces that fit the memory.
+Which groups a step has is the business of `planning`. Nothing here depends on the number of
+processes or on `microbatch_tokens`, which only says how a step is cut into pieces that fit
+the memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data.mixture import epoch_order
+from prefopt.data.mixture import Named
 from prefopt.engine.forest import first_fit, group_tokens
+from prefopt.engine.store import Sizes, TokenStore
 from prefopt.engine.tokens import TokenGroup
 from prefopt.objectives.objective import Reads
 from prefopt.objectives.scores import Comparisons, Judgements, Labels, Rankings, on_device
-from prefopt.training.companions import Kind, companions_of
+from prefopt.training.companions import Companions
+from prefopt.training.cutting import balanced
+from prefopt.training.known import KnownScores
 from prefopt.training.reading import judgements_in, weights_in
 
 
@@ -38,6 +39,8 @@ class Step:
         weight: the sum of their weights, which the loss is divided by.
         tokens: of its groups, each prompt counted once.
         companions: position of a group → position of its companions' group.
+        sizes: position of a group → tokens that it costs with its companions.
+        limit: most tokens of a piece.
     """
 
     epoch: float
@@ -46,6 +49,17 @@ class Step:
     weight: float
     tokens: int
     companions: Mapping[int, int] = field(default_factory=dict)
+    sizes: Mapping[int, int] = field(default_factory=dict)
+    limit: int = 0
+
+    def pieces(self, readers: int) -> Sequence[tuple[int, ...]]:
+        """The step cut for so many processes; for one, its micro-batches."""
+        if readers == 1:
+            return self.microbatches
+        positions = [position for piece in self.microbatches for position in piece]
+        sizes = [self.sizes[position] for position in positions]
+        cut = balanced(sizes, self.limit, readers)
+        return [tuple(positions[place] for place in places) for places in cut]
 
     def positions(self, microbatch: Sequence[int]) -> list[int]:
         """Of all groups that a micro-batch scores: its own, then their companions."""
@@ -97,35 +111,60 @@ class Examples:
     """Groups as an objective reads them, and their reference scores once they are known.
 
     Attributes:
-        groups: every one has a judgement with a weight above zero; groups of companions
-            follow.
+        groups: in memory or on disk; every one has a judgement with a weight above zero.
         reads: what the objective reads.
         rewards: whether it wants the column `score`.
         costs: the columns that are constraints' costs.
         sources: names of the data sources, for objectives that tell them apart.
-        reference: (K,) scores of the completions of each group.
+        reference: scores of the groups and companions that are known.
+        companions: further groups that a plan wants scored; their positions are behind those
+            of the data.
     """
 
-    groups: list[TokenGroup]
+    groups: Sequence[TokenGroup]
     reads: Reads = "comparisons"
     rewards: bool = False
     costs: tuple[str, ...] = ()
     sources: tuple[str, ...] = ("",)
-    reference: dict[int, Tensor] | None = None
+    reference: KnownScores | None = None
+    companions: list[Companions] = field(default_factory=list)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What a plan must know of the groups; those on disk need not be read for it."""
+        if isinstance(self.groups, TokenStore):
+            return self.groups.sizes
+        weights = (weight for group in self.groups for weight in weights_in(group, self.reads))
+        return Sizes(
+            np.array([judgements_in(group, self.reads) for group in self.groups], dtype=np.int64),
+            np.array([group_tokens(group) for group in self.groups], dtype=np.int64),
+            Named.of(group.source for group in self.groups),
+            all(weight == 1 for weight in weights),
+        )
+
+    def group(self, position: int) -> TokenGroup:
+        """The group at a position, of the data or of the companions behind it."""
+        if position < len(self.groups):
+            return self.groups[position]
+        part = next(c for c in reversed(self.companions) if c.start <= position)
+        return part[position - part.start]
 
     def microbatch(self, step: Step, positions: Sequence[int], device: torch.device) -> MicroBatch:
         """The groups at these positions of a step as tensors on a device."""
         groups = tuple(self.groups[position] for position in positions)
         every = step.positions(positions)
-        scored = [self.groups[position] for position in every]
+        scored = [*groups, *map(self.group, every[len(groups) :])]
         counts = [judgements_in(group, self.reads) for group in groups]
         lengths = [len(ids) for group in scored for ids in group.completions]
         owners = [place for place, count in enumerate(counts) for _ in range(count)]
         prompts = [place for place, group in enumerate(groups) for _ in group.completions]
         reference = None
         if self.reference is not None:
-            reference = torch.cat([self.reference[position] for position in every])
-            reference = reference.to(device, torch.float32)
+            known = [
+                self.reference.of(position, len(group.completions))
+                for position, group in zip(every, scored, strict=True)
+            ]
+            reference = torch.from_numpy(np.concatenate(known)).to(device, torch.float32)
         return MicroBatch(
             groups,
             on_device(self._judgements(groups, owners), device),
@@ -182,112 +221,49 @@ class Examples:
         return torch.tensor(rows, dtype=torch.float32, device=device)
 
 
-def plan(
-    examples: Examples,
-    *,
-    batch_size: int,
-    microbatch_tokens: int,
-    epochs: int = 1,
-    max_steps: int | None = None,
-    seed: int = 0,
-    shares: Mapping[str, float] | None = None,
-    companions: Kind | None = None,
-) -> list[Step]:
-    """All steps of a training, in order.
-
-    Args:
-        examples: groups as the objective reads them; their companions are added to them.
-        batch_size: most judgements in a step.
-        microbatch_tokens: most tokens of the groups that are computed at once.
-        epochs: passes over the data.
-        max_steps: steps after which the plan ends, whatever `epochs` says.
-        seed: of the order.
-        shares: how much of an epoch each source gets, by name.
-        companions: further sequences that the objective wants scored.
-    """
-    counts = [judgements_in(group, examples.reads) for group in examples.groups]
-    sources = [group.source for group in examples.groups]
-    steps: list[Step] = []
-    for epoch in range(epochs):
-        order = epoch_order(sources, counts, shares, seed=seed, epoch=epoch).tolist()
-        batches = list(batched(order, counts, batch_size))
-        beside = _companions(examples, order, companions)
-        for index, positions in enumerate(batches):
-            if len(steps) == max_steps:
-                return steps
-            done = epoch + (index + 1) / len(batches)
-            steps.append(_step(examples, positions, done, microbatch_tokens, beside))
-    return steps
-
-
-def in_order(
-    examples: Examples, batch_size: int, microbatch_tokens: int, companions: Kind | None = None
-) -> list[Step]:
-    """The groups in their own order, cut like a training's: what an evaluation goes through."""
-    order = range(len(examples.groups))
-    counts = [judgements_in(group, examples.reads) for group in examples.groups]
-    beside = _companions(examples, order, companions)
-    return [
-        _step(examples, positions, 1.0, microbatch_tokens, beside)
-        for positions in batched(order, counts, batch_size)
-    ]
-
-
-def _companions(examples: Examples, order: Sequence[int], kind: Kind | None) -> Mapping[int, int]:
-    """Make the companions of an epoch's groups; position of a group → of its companions."""
-    if kind is None:
-        return {}
-    made = companions_of(kind, examples.groups, order, examples.reads)
-    start = len(examples.groups)
-    examples.groups += made
-    return {position: start + place for place, position in enumerate(order)}
-
-
-def batched(order: Iterable[int], counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Cut an order of groups into steps of at most `batch_size` judgements.
-
-    >>> list(batched([2, 0, 1, 3], counts=[2, 5, 1, 1], batch_size=3))
-    [[2, 0], [1], [3]]
-    """
-    positions: list[int] = []
-    filled = 0
-    for position in order:
-        if positions and filled + counts[position] > batch_size:
-            yield positions
-            positions, filled = [], 0
-        positions.append(position)
-        filled += counts[position]
-    if positions:
-        yield positions
-
-
-def _step(
+def make_step(
     examples: Examples,
     positions: Sequence[int],
     epoch: float,
     microbatch_tokens: int,
     companions: Mapping[int, int],
 ) -> Step:
-    chosen = [examples.groups[position] for position in positions]
-    beside = {position: companions[position] for position in positions if companions}
-    sizes = [group_tokens(group) for group in chosen]
-    further = [_further_tokens(examples.groups, at, beside.get(at)) for at in positions]
-    weights = [weight for group in chosen for weight in weights_in(group, examples.reads)]
-    pieces = first_fit([own + more for own, more in zip(sizes, further, strict=True)],
-                       microbatch_tokens)  # fmt: skip
+    """A step of the groups at these positions, cut into micro-batches.
+
+    Args:
+        examples: what the positions point into.
+        positions: of the step's groups.
+        epoch: epochs done when it is done.
+        microbatch_tokens: most tokens that are computed at once.
+        companions: positions of companions by those of their groups.
+    """
+    sizes = [int(examples.sizes.tokens[position]) for position in positions]
+    counts = [int(examples.sizes.judgements[position]) for position in positions]
+    further = [
+        _further_tokens(examples, position, companions[position]) if companions else 0
+        for position in positions
+    ]
+    if examples.sizes.unweighted:
+        weight = float(sum(counts))
+    else:
+        groups = (examples.groups[position] for position in positions)
+        weight = sum(value for group in groups for value in weights_in(group, examples.reads))
+    costs = [own + more for own, more in zip(sizes, further, strict=True)]
+    pieces = first_fit(costs, microbatch_tokens)
     return Step(
         epoch=epoch,
         microbatches=tuple(tuple(positions[place] for place in places) for places in pieces),
-        comparisons=len(weights),
-        weight=sum(weights),
+        comparisons=sum(counts),
+        weight=weight,
         tokens=sum(sizes) + sum(further),
-        companions=beside,
+        companions=companions,
+        sizes=dict(zip(positions, costs, strict=True)),
+        limit=microbatch_tokens,
     )
 
 
-def _further_tokens(groups: Sequence[TokenGroup], position: int, companion: int | None) -> int:
+def _further_tokens(examples: Examples, position: int, companion: int) -> int:
     """Tokens that a group's companions cost; a prompt that both have is computed once."""
-    if companion is None:
-        return 0
-    shared = np.array_equal(groups[position].prompt, groups[companion].prompt)
-    return group_tokens(groups[companion]) - (len(groups[position].prompt) if shared else 0)
+    group, beside = examples.groups[position], examples.group(companion)
+    shared = np.array_equal(group.prompt, beside.prompt)
+    return group_tokens(beside) - (len(group.prompt) if shared else 0)

@@ -65,8 +65,8 @@ class Display:
         self.console.print(Text(text))
 
     @contextmanager
-    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """A progress bar; yields `advance(amount, note="")`."""
+    def bar(self, label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
+        """A progress bar (a count without a total); yields `advance(amount, note="")`."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
