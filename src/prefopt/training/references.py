@@ -18,6 +18,7 @@ from prefopt.engine.logps import FrozenScorer
 from prefopt.engine.tokens import TokenGroup
 from prefopt.errors import PolicyError, TrainingError
 from prefopt.training.batches import Examples, MicroBatch, Step
+from prefopt.training.known import KnownScores
 
 ReferenceScores = Callable[[MicroBatch], Tensor | None]
 
@@ -108,14 +109,14 @@ def score_examples(
     Raises:
         TrainingError: a score is missing and there is no reference to compute it.
     """
-    known: dict[int, Tensor] = {} if examples.reference is None else examples.reference
+    known = KnownScores() if examples.reference is None else examples.reference
     computed = 0
     for step in steps:
         for positions in step.microbatches:
             every = step.positions(positions)
             if all(position in known for position in every):
                 continue
-            groups = [examples.groups[position] for position in every]
+            groups = [examples.group(position) for position in every]
             logps = cache.get(key, groups)
             if logps is None:
                 if score is None:
@@ -127,7 +128,7 @@ def score_examples(
                 computed += len(groups)
             counts = [len(group.completions) for group in groups]
             for position, part in zip(every, logps.split(counts), strict=True):
-                known.setdefault(position, part)
+                known.add(position, part.tolist())
         advance(step.comparisons)
     examples.reference = known
     return computed
