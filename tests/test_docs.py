@@ -9,7 +9,9 @@ happens to a block depends on its language:
     sh        each line `prefopt …` executed in README.md, elsewhere only parsed
     console   each line `$ prefopt …` parsed
 
-A block after `<!-- skip: next -->` is left alone, and so are commands that take minutes.
+A block after `<!-- skip: next -->` is left alone, and so are commands that take minutes. A
+table after `<!-- measured -->` has only rows of the measured tables in benchmarks/results, whole
+or with columns left out.
 """
 
 from __future__ import annotations
@@ -143,6 +145,57 @@ def test_readme_lists_every_objective() -> None:
     from prefopt.objectives import OBJECTIVES
 
     assert sorted(first_column("Objectives")) == sorted(OBJECTIVES)
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of every row of the tables in a text, but for the lines under their heads."""
+    lines = [line.strip() for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if not set("".join(row)) <= {"-", ":"}]
+
+
+def measured_rows(text: str) -> list[list[str]]:
+    """The rows of all tables of a page that say that they were measured."""
+    parts = text.split("<!-- measured -->")[1:]
+    tables = [re.split(r"\n(?!\|)", part.lstrip("\n"), maxsplit=1)[0] for part in parts]
+    return [row for table in tables for row in rows_of(table)]
+
+
+def not_measured(text: str, results: str) -> list[list[str]]:
+    """Rows of a page's measured tables that are in no table of the results."""
+
+    def is_part(row: list[str], whole: list[str]) -> bool:
+        cells = iter(whole)
+        return all(cell in cells for cell in row)  # in the same order, some left out
+
+    known = rows_of(results)
+    return [row for row in measured_rows(text) if not any(is_part(row, whole) for whole in known)]
+
+
+MEASURED = ROOT / "benchmarks" / "results" / "README.md"
+
+
+def test_figures_on_the_pages_are_those_measured() -> None:
+    if not MEASURED.exists():
+        pytest.skip("nothing was measured yet")
+    results = MEASURED.read_text(encoding="utf-8")
+    wrong = {
+        page.relative_to(ROOT).as_posix(): rows
+        for page in PAGES
+        if (rows := not_measured(page.read_text(encoding="utf-8"), results))
+    }
+    assert not wrong
+    assert measured_rows(README.read_text(encoding="utf-8")), "README.md shows no measured ratios"
+
+
+def test_a_wrong_figure_would_be_noticed() -> None:
+    results = "| case | × TRL | memory |\n| --- | --- | --- |\n| `hh` | 21.3 / 15.1 | 0.18 |\n"
+    page = "| `hh` | 7 |\n<!-- measured -->\n\n| case | memory |\n|---|---|\n| `hh` | {} |\n\nmore"
+    assert not_measured(page.format("0.18"), results) == []
+    assert not_measured(page.format("0.17"), results) == [["`hh`", "0.17"]]
+    assert not_measured(page.format("21.3 / 15.1"), results) == []
+    swapped = "<!-- measured -->\n| 0.18 | `hh` |\n"
+    assert not_measured(swapped, results) == [["0.18", "`hh`"]]
 
 
 def test_links_between_pages_lead_somewhere() -> None:
