@@ -173,6 +173,7 @@ def test_defaults_are_written_out() -> None:
             "cannot be mixed",
         ),
         ({"offload_activations": True}, "offload_activations", "there is none"),
+        ({"compile": True, "gradient_checkpointing": "selective"}, "compile", "no effect"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: Any, field: str, words: str) -> None:

@@ -114,8 +114,12 @@ class Recipe(Strict):
     )
     optimizer: OptimizerChoice = Field(
         default_factory=OptimizerChoice,
-        description="adamw, adamw_8bit, paged_adamw_8bit, adafactor or rmsprop",
-        json_schema_extra=_NAMED,
+        description="what follows the gradient: adamw, adamw_8bit, paged_adamw_8bit, adafactor or "
+        "rmsprop",
+        json_schema_extra={
+            "allowed": "adamw, adamw_8bit, paged_adamw_8bit, adafactor, rmsprop, or a mapping of "
+            "settings"
+        },
     )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled, of matrices only")
     max_grad_norm: float = Field(

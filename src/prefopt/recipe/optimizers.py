@@ -143,3 +143,11 @@ def number_problems(recipe: Recipe) -> Iterator[RecipeError]:
             value=True,
             remedy="set gradient_checkpointing: true, or remove offload_activations",
         )
+    if recipe.compile and recipe.gradient_checkpointing:
+        yield RecipeError(
+            "compile has no effect with gradient checkpointing: layers that are computed again "
+            "are not compiled",
+            field="compile",
+            value=True,
+            remedy="remove compile, or gradient_checkpointing",
+        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from prefopt.engine import attention
 from prefopt.engine.logps import Precision, Scorer
 from prefopt.errors import RecipeError
 from prefopt.policies.load import base_model
@@ -57,15 +58,23 @@ def recompute(scorer: Scorer, recipe: Recipe, device: torch.device) -> None:
     scorer.enable_checkpointing(recipe.gradient_checkpointing, offload=recipe.offload_activations)
 
 
-def compile_layers(model: Any, device: torch.device) -> None:
+def compile_layers(model: Any, device: torch.device, **how: Any) -> None:
     """Compile every decoder layer, but for its attention, which has compiled kernels.
 
-    Lengths differ from batch to batch, so sizes are symbols from the start.
+    Lengths differ from batch to batch, so sizes are symbols from the start, and all layers and
+    batches share a few graphs.
+
+    Args:
+        model: the policy's.
+        device: where it is.
+        how: what `torch.compile` is told beside that.
 
     Raises:
         RecipeError: the policy is on a CPU, where it only costs.
     """
-    if device.type == "cpu":
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if device.type == "cpu" and not how:
         raise RecipeError(
             "torch.compile does not pay on a CPU: it took 51 seconds to start, 57 more for another "
             "length, and was no faster from 256 channels up",
@@ -73,5 +82,7 @@ def compile_layers(model: Any, device: torch.device) -> None:
             value=True,
             remedy="remove compile",
         )
-    for layer in base_model(model).get_decoder().layers:
-        layer.compile(dynamic=True)
+    attention.keep_from_compilers()
+    for layer in base_model(model).get_decoder().modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(dynamic=True, **how)
