@@ -140,7 +140,7 @@ def test_a_loaded_adapter_is_trained_and_its_reference_is_how_it_was_loaded(
         ({"init_lora_weights": "olora"}, "adapter.init_lora_weights", "does not start at"),
         ({"init_lora_weights": False}, "adapter.init_lora_weights", "does not start at"),
         ({"r": 4}, "adapter.r", "is called 'rank' here"),
-        ({"ranke": 4}, "adapter", "PEFT's LoRA has not"),
+        ({"ranke": 4}, "adapter.ranke", "has no option 'ranke'"),
     ],
 )
 def test_adapters_that_would_train_something_else(

@@ -7,7 +7,6 @@ from typing import Annotated, Any, get_args
 
 from cyclopts import Group as Panel
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from prefopt.cli.outcome import Outcome, UsageError, counts, percent, table
 from prefopt.cli.processes import as_flags, check_processes, in_processes, joined
@@ -253,15 +252,15 @@ def _signature() -> inspect.Signature:
     flags = [_flag(name, panels[title]) for title, names in PANELS.items() for name in names]
     machine = Panel.create_ordered("Several processes")
     flags += [
-        _machine_flag("processes", None, 1, machine),
-        _machine_flag("restarts", 0, 0, machine),
+        _machine_flag("processes", None, machine),
+        _machine_flag("restarts", 0, machine),
     ]
     return inspect.Signature([file, *flags, *(_inside(name) for name in SECTIONS)])
 
 
-def _machine_flag(name: str, default: int | None, least: int, panel: Panel) -> inspect.Parameter:
+def _machine_flag(name: str, default: int | None, panel: Panel) -> inspect.Parameter:
     """A flag about the machine: it is no setting, since it never changes what is learned."""
-    parameter = Parameter(group=panel, metavar="INT", validator=Number(gte=least))
+    parameter = Parameter(group=panel, metavar="INT")
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

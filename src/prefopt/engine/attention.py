@@ -30,6 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from prefopt.engine.forest import Forest
 from prefopt.engine.kernel_choice import PLAIN, KernelChoice
 from prefopt.engine.kernels import WHOLE, Kernel
+from prefopt.engine.segments import SegmentAttention
 from prefopt.engine.tree_mask import TreeMask
 
 NAME = "prefopt_trees"
@@ -46,6 +47,12 @@ def tree_attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as `transformers` calls it: (1, H, N, D) queries → (1, N, H, D)."""
+    cached = key.shape[2] - query.shape[2]
+    if cached:  # a prefix in the cache is among the keys and asks nothing
+        query = F.pad(query, (0, 0, cached, 0))
+        return tree_attention(module, query, key, value, attention_mask, **options)[0][
+            :, cached:
+        ], None
     if attention_mask.eager or attention_mask.choice is None:
         own = module if attention_mask.eager else None
         return _by_segment(own, query, key, value, attention_mask, options), None
@@ -71,6 +78,13 @@ AttentionInterface.register(NAME, tree_attention)
 AttentionInterface.register(f"{NAME}_eager", tree_attention)
 AttentionMaskInterface.register(NAME, tree_mask)
 AttentionMaskInterface.register(f"{NAME}_eager", tree_mask_eager)
+
+
+def keep_from_compilers() -> None:
+    """Let no `torch.compile` look into the attention of this module: its masks are no tensors."""
+    hidden = torch.compiler.disable(tree_attention)
+    for name in (NAME, f"{NAME}_eager"):
+        AttentionInterface.register(name, hidden)
 
 
 @contextmanager
@@ -120,6 +134,10 @@ def _by_segment(
 
     With a module, its model's own eager function does the arithmetic.
     """
+    if module is None and query.device.type == "cpu":
+        settings = _sdpa_options(query, key, options)
+        rows = (t.transpose(1, 2) for t in (query, key, value))
+        return SegmentAttention.apply(*rows, mask, settings["scale"])  # type: ignore[no-any-return, no-untyped-call]
     # One split and one cat a tensor: slices would each make a gradient of the full size.
     lengths = list(mask.forest.lengths)
     queries, keys, values = (torch.split(t, lengths, dim=2) for t in (query, key, value))

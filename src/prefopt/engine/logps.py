@@ -21,6 +21,7 @@ from prefopt.engine import attention, checkpointing
 from prefopt.engine.forest import build_forest, pack
 from prefopt.engine.kernel_choice import KernelChoice
 from prefopt.engine.predictors import Predictors, padded, through_rows, through_trees
+from prefopt.engine.soft_prompts import row_logits
 from prefopt.engine.token_values import (
     divergence,
     in_chunks,
@@ -31,6 +32,7 @@ from prefopt.engine.token_values import (
 from prefopt.engine.tokens import Encoder, TokenGroup
 from prefopt.errors import PolicyError
 from prefopt.policies.computing import computing
+from prefopt.policies.half import in_float32
 from prefopt.policies.load import Policy, base_model
 from prefopt.records import Group
 
@@ -216,18 +218,19 @@ class Scorer:
         if self.sharing is None:
             self._check(groups)
         if not self._head_known:
-            self._check_head(groups[:1])
+            with in_float32(self.model):
+                self._check_head(groups[:1])
         with self._autocast():
             if self.sharing == "trees":
-                return through_trees(base_model(self.model), build_forest(groups), self.kernels)
-            return through_rows(base_model(self.model), groups)
+                return through_trees(self.model, build_forest(groups), self.kernels)
+            return through_rows(self.model, groups)
 
     # -- the two ways ----------------------------------------------------------------------
 
     def _trees(self, groups: Sequence[TokenGroup], kernels: KernelChoice | None = None) -> Tensor:
         """What completions share computed once."""
         forest = build_forest(groups)
-        logps = self._token_logps(through_trees(base_model(self.model), forest, kernels))
+        logps = self._token_logps(through_trees(self.model, forest, kernels))
         owners = torch.from_numpy(forest.owners).to(logps.device)
         return logps.new_zeros(forest.sequences).index_add(0, owners, logps)
 
@@ -238,12 +241,8 @@ class Scorer:
         tokens, real, scored = padded(groups)
         first = min(len(group.prompt) for group in groups if group.completions)
         input_ids = torch.from_numpy(tokens).to(device)
-        logits = self.model(
-            input_ids=input_ids,
-            attention_mask=torch.from_numpy(real).to(device),
-            use_cache=False,
-            logits_to_keep=torch.arange(first - 1, tokens.shape[1] - 1, device=device),
-        ).logits.float()
+        predictors = torch.arange(first - 1, tokens.shape[1] - 1, device=device)
+        logits = row_logits(self.model, input_ids, torch.from_numpy(real).to(device), predictors)
         logps = -F.cross_entropy(
             logits.flatten(0, 1), input_ids[:, first:].flatten(), reduction="none"
         ).view(len(tokens), -1)
@@ -254,7 +253,10 @@ class Scorer:
 
     @torch.no_grad()
     def _check(self, groups: Sequence[TokenGroup]) -> None:
-        lengths = _lengths(groups)
+        with in_float32(self.model):
+            self._compare(groups)
+
+    def _compare(self, groups: Sequence[TokenGroup]) -> None:
         # group by group: as padded rows of one batch their logits would set the peak of a run
         rows = torch.cat([self._rows([group]).cpu() for group in groups])
         try:
@@ -271,7 +273,9 @@ class Scorer:
         ) as error:
             self._give_up(f"trees cannot go through this model: {type(error).__name__}: {error}")
             return
-        self.difference = float(((trees - rows).abs() / lengths).nan_to_num(torch.inf).max())
+        self.difference = float(
+            ((trees - rows).abs() / _lengths(groups)).nan_to_num(torch.inf).max()
+        )
         if self.difference <= TOLERANCE:
             self.sharing, self._head_known = "trees", True
         else:
@@ -283,7 +287,7 @@ class Scorer:
     @torch.no_grad()
     def _check_head(self, groups: Sequence[TokenGroup]) -> None:
         """Rows go through the model's own head, per-token values through its last layer."""
-        logps = self._token_logps(through_rows(base_model(self.model), groups)).cpu()
+        logps = self._token_logps(through_rows(self.model, groups)).cpu()
         lengths = _lengths(groups)
         sums = torch.stack([part.sum() for part in logps.split(lengths.tolist())])
         difference = float(((sums - self._rows(groups).cpu()).abs() / lengths).max())

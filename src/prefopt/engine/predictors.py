@@ -18,7 +18,9 @@ from torch import Tensor
 from prefopt.engine import attention
 from prefopt.engine.forest import Forest, Rows
 from prefopt.engine.kernel_choice import KernelChoice
+from prefopt.engine.soft_prompts import behind, soft_prompt
 from prefopt.engine.tokens import TokenGroup
+from prefopt.policies.load import base_model
 
 
 @dataclass(frozen=True)
@@ -45,32 +47,34 @@ class Predictors:
         return self.hidden[torch.from_numpy(self.scored[first]).to(self.hidden.device)]
 
 
-def through_trees(base: Any, forest: Forest, kernels: KernelChoice | None = None) -> Predictors:
-    """One pass of the decoder over a forest."""
+def through_trees(model: Any, forest: Forest, kernels: KernelChoice | None = None) -> Predictors:
+    """One pass of the decoder over a forest, behind the model's virtual tokens if it has some."""
+    base, prompt = base_model(model), soft_prompt(model)
     device = next(base.parameters()).device
+    tokens = torch.from_numpy(forest.tokens)[None].to(device)
+    # Ones, not None: without a mask, positions that restart are taken for packed sequences
+    # and a branch would be cut off from its prompt.
+    inputs = behind(prompt, tokens, torch.ones_like(tokens))
+    forest = forest if prompt is None else prompt.rooted(forest)
+    rows_out = len(forest) - (prompt.length - prompt.rows if prompt is not None else 0)
+    positions = torch.from_numpy(forest.positions[len(forest) - rows_out :])
     with attention.over(forest, base, kernels):
         hidden = base.get_decoder()(
-            input_ids=torch.from_numpy(forest.tokens)[None].to(device),
-            position_ids=torch.from_numpy(forest.positions)[None].to(device),
-            # Ones, not None: without a mask, positions that restart are taken for packed
-            # sequences and a branch would be cut off from its prompt.
-            attention_mask=torch.ones(1, len(forest), dtype=torch.long, device=device),
-            use_cache=False,
+            **inputs, position_ids=positions[None].to(device), use_cache=False
         ).last_hidden_state[0]
     rows = torch.from_numpy(forest.predictors).to(hidden.device)
     targets = torch.from_numpy(forest.targets).to(hidden.device)
     return Predictors(hidden[rows], targets, forest.scored)
 
 
-def through_rows(base: Any, groups: Sequence[TokenGroup]) -> Predictors:
+def through_rows(model: Any, groups: Sequence[TokenGroup]) -> Predictors:
     """One pass of the decoder over separate rows, each with its own copy of the prompt."""
+    base, prompt = base_model(model), soft_prompt(model)
     device = next(base.parameters()).device
     tokens, real, scored = padded(groups)
-    hidden = base.get_decoder()(
-        input_ids=torch.from_numpy(tokens).to(device),
-        attention_mask=torch.from_numpy(real).to(device),
-        use_cache=False,
-    ).last_hidden_state
+    ids, mask = torch.from_numpy(tokens).to(device), torch.from_numpy(real).to(device)
+    hidden = base.get_decoder()(**behind(prompt, ids, mask), use_cache=False).last_hidden_state
+    hidden = hidden[:, hidden.shape[1] - tokens.shape[1] :]  # virtual tokens predict nothing
     row, place = scored.nonzero()
     return Predictors(
         hidden[torch.from_numpy(row).to(device), torch.from_numpy(place - 1).to(device)],

@@ -20,7 +20,6 @@ from prefopt.engine.forest import build_forest, pack
 from prefopt.engine.logps import Scorer, Sharing
 from prefopt.engine.predictors import through_rows, through_trees
 from prefopt.engine.tokens import Encoder, TokenGroup
-from prefopt.policies.load import base_model
 from prefopt.records import Comparison, Group
 
 if TYPE_CHECKING:
@@ -112,11 +111,10 @@ def hidden_sums(scorer: Scorer, groups: Sequence[TokenGroup], microbatch_tokens:
 def _sums(scorer: Scorer, groups: Sequence[TokenGroup]) -> Tensor:
     if scorer.sharing is None:
         scorer(groups)  # its check of the first batch says whether trees are exact here
-    base = base_model(scorer.model)
     if scorer.sharing == "trees":
-        predictors = through_trees(base, build_forest(groups))
+        predictors = through_trees(scorer.model, build_forest(groups))
     else:
-        predictors = through_rows(base, groups)
+        predictors = through_rows(scorer.model, groups)
     hidden = predictors.each_token(predictors.hidden).double().cpu()
     lengths = torch.tensor([len(ids) for group in groups for ids in group.completions])
     owners = torch.arange(len(lengths)).repeat_interleave(lengths)

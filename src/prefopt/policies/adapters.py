@@ -1,34 +1,38 @@
-"""Adapters: a few trainable weights beside frozen ones, and how to switch them off.
+"""Adapters: a few trainable weights beside frozen ones.
 
 With an adapter switched off the policy *is* the model it started from, to the last bit, so
-the reference costs no memory. That holds for adapters that start as the identity and leave
-the base alone; the others are refused here rather than trained against a wrong reference.
+the reference costs no memory. `adapter_table.py` says which adapters that holds for; what it
+does not hold for is refused here rather than trained against a wrong reference.
 """
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from prefopt.errors import PolicyError, RecipeError
+from prefopt.policies import prompts
+from prefopt.policies.adapter_table import ADAPTERS, NOT_HERE, REFUSED_EVERYWHERE, AdapterKind
 from prefopt.policies.load import Policy
+from prefopt.policies.quantized import quantization_of
+from prefopt.policies.switches import adapter_off, has_adapter, is_soft_prompt
 from prefopt.recipe import AdapterChoice
 
-#: ways to start a LoRA that leave the base alone and begin with an update of exactly zero;
-#: PiSSA, OLoRA, CorDA and LoftQ change the base (0.40 and 0.75 nats off for the first two)
-_STARTS_AT_ZERO = (True, "gaussian")
+__all__ = ["adapter_off", "attach_adapter", "has_adapter", "kind_of", "settled", "train_adapter"]
 
 #: warnings of PEFT about what it does right by itself: an adapter beside a tied layer leaves the
 #: tie alone, GPT-2's transposed layers are recognised, and an old name still works
 _HARMLESS = (".*tie_word_embeddings", "fan_in_fan_out is set to", "`is_gradient_checkpointing`")
 
-#: PEFT's names of what the recipe calls differently
-_OUR_NAMES = {"r": "rank", "lora_alpha": "alpha"}
+#: settings of an adapter that not every one reads
+_SETTINGS = ("rank", "alpha", "target_modules", "virtual_tokens", "init_text")
 
 
 def attach_adapter(policy: Policy, choice: AdapterChoice, *, seed: int = 0) -> Policy:
@@ -43,8 +47,8 @@ def attach_adapter(policy: Policy, choice: AdapterChoice, *, seed: int = 0) -> P
         seed: of the adapter's initial weights.
 
     Raises:
-        RecipeError: there is no such adapter, an option is unknown, or it would make
-            "adapter off" something else than the policy as it starts.
+        RecipeError: there is no such adapter, an option is unknown or has no effect, or it
+            would make "adapter off" something else than the policy as it starts.
         PolicyError: the policy has an adapter already, or nothing to attach one to.
     """
     from peft import get_peft_model
@@ -57,128 +61,173 @@ def attach_adapter(policy: Policy, choice: AdapterChoice, *, seed: int = 0) -> P
             remedy="leave out `adapter` to train the one it has, or merge it first "
             "with `prefopt export`",
         )
-    config = _config_of(choice)
-    base = policy.model
+    choice = settled(choice)
+    kind, base = kind_of(choice.name), policy.model
+    _refuse_quantized(choice.name, kind, base)
     _make_path_absolute(base)
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         for harmless in _HARMLESS:
             warnings.filterwarnings("ignore", message=harmless)
         torch.manual_seed(seed)
+        words = prompts.first_words(policy, choice) if kind.start_from_text else None
+        config = _config_of(choice, kind, base, words)
         try:
             model = get_peft_model(base, config)
-        except ValueError as error:
-            raise PolicyError(
-                f"the adapter cannot be attached: {str(error).splitlines()[0]}",
-                field="adapter.target_modules",
-                value=choice.target_modules,
-                remedy="use all-linear, or names of linear layers of this model",
-            ) from error
+        except (ValueError, TypeError, ImportError) as error:
+            raise _cannot_attach(choice, error) from error
+        if words is not None:
+            prompts.begin_with(model, words)
     return Policy(model, policy.tokenizer, policy.name)
 
 
 def train_adapter(model: Any) -> None:
     """Make the active adapter of a loaded PEFT model trainable; loading leaves it frozen."""
+    if is_soft_prompt(model):
+        model.prompt_encoder[model.active_adapter].requires_grad_(True)
+        return
     for name in model.active_adapters:
         model.set_requires_grad(name, True)
 
 
-def has_adapter(model: Any) -> bool:
-    """Whether a model is a PEFT model."""
-    return hasattr(model, "peft_config")
+def kind_of(name: str) -> AdapterKind:
+    """The row of the table.
 
-
-@contextmanager
-def adapter_off(model: Any) -> Iterator[None]:
-    """The model as it is without its adapter, for the length of a `with` block.
-
-    PEFT's own `disable_adapter` walks every module (72 ms for 196 layers); the layers are
-    remembered here and only their switch is flipped (1 ms).
+    Raises:
+        RecipeError: there is none; where PEFT has such an adapter, it says why.
     """
-    layers = _switches(model)
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer._disable_adapters = value
-
-
-def _switches(model: Any) -> list[Any]:
-    known: list[Any] | None = getattr(model, "_prefopt_switches", None)
-    if known is None:
-        known = [layer for layer in model.modules() if hasattr(layer, "_disable_adapters")]
-        # A plain attribute would register the layers a second time.
-        object.__setattr__(model, "_prefopt_switches", known)
-    return known
-
-
-def _config_of(choice: AdapterChoice) -> Any:
-    if choice.name not in ADAPTERS:
+    if name in ADAPTERS:
+        return ADAPTERS[name]
+    if name in NOT_HERE:
         raise RecipeError(
-            f"there is no adapter '{choice.name}'",
+            f"adapter '{name}' is not trained here: {NOT_HERE[name]}",
             field="adapter.name",
-            value=choice.name,
-            remedy=f"choose one of: {', '.join(ADAPTERS)}",
+            value=name,
+            remedy="use lora, or another one of docs/adapters.md",
         )
-    for name, ours in _OUR_NAMES.items():
-        if name in choice.options:
-            raise RecipeError(
-                f"adapter option '{name}' is called '{ours}' here",
-                field=f"adapter.{name}",
-                value=choice.options[name],
-                remedy=f"set adapter.{ours}",
-            )
-    return ADAPTERS[choice.name](choice)
-
-
-def _lora(choice: AdapterChoice) -> Any:
-    from peft import LoraConfig
-
-    options = choice.options
-    refused = (
-        ("lora_dropout", 0.0, "dropout makes log-ratios noisy, and prefopt trains without"),
-        ("bias", "none", "biases of the base would be trained too, and stay with adapter off"),
-        ("modules_to_save", None, "it trains copies of whole layers; adapt them instead"),
+    raise RecipeError(
+        f"there is no adapter '{name}'",
+        field="adapter.name",
+        value=name,
+        remedy=f"choose one of: {', '.join(_close(name, ADAPTERS) or ADAPTERS)}",
     )
-    for name, only, reason in refused:
-        if options.get(name, only) != only:
+
+
+def settled(choice: AdapterChoice) -> AdapterChoice:
+    """The choice with the adapter's own defaults written out; the same if they are already.
+
+    Raises:
+        RecipeError: there is no such adapter, an option is unknown or refused, or a setting
+            has no effect on it.
+    """
+    kind = kind_of(choice.name)
+    given = {name: getattr(choice, name) for name in _SETTINGS}
+    for name, value in given.items():
+        if value is not None and name not in kind.reads:
             raise RecipeError(
-                f"adapter option '{name}' cannot be {options[name]!r}: {reason}",
+                f"{name} has no effect on adapter '{choice.name}'",
                 field=f"adapter.{name}",
-                value=options[name],
+                value=value,
+                remedy=f"remove it; {choice.name} reads {_listed(kind.reads)}",
+            )
+    _check_options(choice, kind)
+    missing = {k: v for k, v in kind.defaults.items() if given[k] is None}
+    if given["init_text"] is not None and given["virtual_tokens"] is None:
+        missing.pop("virtual_tokens")  # as many as the text has
+    return choice.model_copy(update=missing)
+
+
+def _check_options(choice: AdapterChoice, kind: AdapterKind) -> None:
+    import peft
+
+    known = {option.name for option in fields(getattr(peft, kind.config))}
+    ours = {theirs: name for name, theirs in kind.names.items()}
+    for name, value in choice.options.items():
+        if name in ours and name not in kind.refused:
+            raise RecipeError(
+                f"adapter option '{name}' is called '{ours[name]}' here",
+                field=f"adapter.{name}",
+                value=value,
+                remedy=f"set adapter.{ours[name]}",
+            )
+        if name not in known:
+            close = _close(name, {*kind.reads, *known} - {*REFUSED_EVERYWHERE, *kind.refused})
+            raise RecipeError(
+                f"adapter '{choice.name}' has no option '{name}'",
+                field=f"adapter.{name}",
+                value=value,
+                remedy=f"did you mean {' or '.join(close)}?"
+                if close
+                else f"its options are those of peft.{kind.config}",
+            )
+        reason = _refusal(name, value, kind)
+        if reason is not None:
+            raise RecipeError(
+                f"adapter option '{name}' cannot be {value!r}: {reason}",
+                field=f"adapter.{name}",
+                value=value,
                 remedy=f"leave out adapter.{name}",
             )
-    start = options.get("init_lora_weights", True)
-    if start not in _STARTS_AT_ZERO:
-        raise RecipeError(
-            f"init_lora_weights = {start!r} does not start at the reference: with the adapter "
-            "off, the model would not be the policy as it starts",
-            field="adapter.init_lora_weights",
-            value=start,
-            remedy="leave it out, or use gaussian",
-        )
-    try:
-        return LoraConfig(
-            r=choice.rank,
-            lora_alpha=choice.alpha,
-            target_modules=choice.target_modules,
-            task_type="CAUSAL_LM",
-            **options,
-        )
-    except TypeError as error:
-        raise RecipeError(
-            f"the adapter has an option that PEFT's LoRA has not: {error}",
-            field="adapter",
-            value=options,
-            remedy="its options are those of peft.LoraConfig",
-        ) from None
 
 
-#: name -> PEFT configuration of a choice
-ADAPTERS: Mapping[str, Callable[[AdapterChoice], Any]] = {"lora": _lora}
+def _refusal(name: str, value: Any, kind: AdapterKind) -> str | None:
+    """Why an option cannot have that value."""
+    if "dropout" in name:
+        return "dropout makes log-ratios noisy, and prefopt trains without" if value else None
+    if name in kind.fixed:
+        return None if value in kind.fixed[name] else "it does not start at the reference"
+    if name == "bias" and value == "none":
+        return None
+    refused = {**REFUSED_EVERYWHERE, **kind.refused}
+    return refused.get(name) if value is not None else None
+
+
+def _config_of(choice: AdapterChoice, kind: AdapterKind, base: Any, words: Any) -> Any:
+    import peft
+
+    settings = {theirs: getattr(choice, ours) for ours, theirs in kind.names.items()}
+    settings |= {name: values[0] for name, values in kind.fixed.items()}
+    if not kind.soft_prompt:
+        settings["target_modules"] = _targets(choice.target_modules, base)
+    if words is not None:
+        settings["num_virtual_tokens"] = len(words)
+    return getattr(peft, kind.config)(task_type="CAUSAL_LM", **{**settings, **choice.options})
+
+
+def _targets(wanted: str | list[str] | None, base: Any) -> str | list[str] | None:
+    """`all-linear` of the language model: what sees or hears is left as it is."""
+    if wanted != "all-linear":
+        return wanted
+    decoder, head = base.get_decoder(), base.get_output_embeddings()
+    inside = {id(module) for module in decoder.modules()}
+    linear = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    beside = [name for name, module in linear if id(module) not in inside]
+    return [name for name, module in linear if id(module) in inside] if beside else wanted
+
+
+def _cannot_attach(choice: AdapterChoice, error: Exception) -> PolicyError:
+    message = str(error).splitlines()[0]
+    where = "target" in message.lower() and choice.target_modules is not None
+    return PolicyError(
+        f"the adapter cannot be attached: {message}",
+        field="adapter.target_modules" if where else "adapter",
+        value=choice.target_modules if where else choice.name,
+        remedy="use all-linear, or names of linear layers of this model"
+        if where
+        else f"choose options of {choice.name} that fit the model's layers, or use lora",
+    )
+
+
+def _refuse_quantized(name: str, kind: AdapterKind, base: Any) -> None:
+    quantization = quantization_of(base)
+    if quantization is not None and quantization not in kind.quantized:
+        able = [other for other, row in ADAPTERS.items() if quantization in row.quantized]
+        raise PolicyError(
+            f"adapter '{name}' does not go on top of weights in {quantization}",
+            field="adapter.name",
+            value=name,
+            remedy=f"use {', '.join(able) or 'plain weights'}, or leave out quantize",
+        )
 
 
 def _make_path_absolute(base: Any) -> None:
@@ -186,3 +235,11 @@ def _make_path_absolute(base: Any) -> None:
     name = getattr(base.config, "_name_or_path", "")
     if name and Path(name).is_dir():
         base.config._name_or_path = base.name_or_path = str(Path(name).resolve())
+
+
+def _close(name: str, names: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none of them"

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import PolicyError, RunError
-from prefopt.policies.adapters import has_adapter
+from prefopt.policies.adapter_table import ADAPTERS
 from prefopt.policies.load import Policy, load_policy
+from prefopt.policies.quantized import dequantized, quantization_of
+from prefopt.policies.switches import has_adapter
 from prefopt.runs import atomic_folder
 
-#: nats; merging and saving in float32 is off by rounding only
-_TOLERANCE = 1e-3
+#: nats by which a log-probability may be off. Merging and saving in float32 only rounds, and so
+#: do weights in 4 bits, which are computed with as what they stand for; a policy in 8 bits
+#: rounds its activations as well, which a plain model does not.
+_TOLERANCE = {None: 1e-3, "nf4": 1e-3, "int8": 0.5}
 _PROBE = 32  # tokens that the two are compared on
 
 
@@ -45,8 +49,9 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         out: the folder to write.
 
     Returns:
-        `model` (the folder), `merged` (whether there was an adapter), `parameters`, and
-        `difference`: the largest difference of a log-probability on a probe, in nats.
+        `model` (the folder), `merged` (whether there was an adapter), `dequantized` (from what
+        the weights were kept in, or None), `parameters`, and `difference`: the largest
+        difference of a log-probability on a probe, in nats.
 
     Raises:
         RunError: `out` holds something, or cannot be written.
@@ -62,13 +67,14 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
             remedy="choose another --out; an export never overwrites",
         )
     policy = load_policy(model_folder(source), device="cpu")
-    before = _probe(policy.model)
-    model, merged = _merged(policy)
+    _refuse_unmergeable(policy)
+    before, quantization = _probe(policy.model), quantization_of(policy.model)
+    model, merged = _merged(_with_plain_weights(policy) if quantization else policy)
     with atomic_folder(target) as part:
         model.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
         difference = float((_probe(load_policy(part, device="cpu").model) - before).abs().max())
-        if not difference <= _TOLERANCE:  # also when it is not a number
+        if not difference <= _TOLERANCE.get(quantization, 1e-3):  # also when it is not a number
             raise PolicyError(
                 f"the exported model differs from its source by {difference:.2g} nats",
                 field="source",
@@ -78,9 +84,42 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
     return {
         "model": str(target),
         "merged": merged,
+        "dequantized": quantization,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "difference": difference,
     }
+
+
+def _refuse_unmergeable(policy: Policy) -> None:
+    """What stands before the tokens, or bends what goes through a layer, is no weight."""
+    if not has_adapter(policy.model):
+        return
+    config: Any = policy.model.active_peft_config
+    kinds = [kind for kind in ADAPTERS.values() if kind.config == type(config).__name__]
+    if kinds and not kinds[0].merges:
+        name = str(config.peft_type.value).lower()
+        soft = kinds[0].soft_prompt
+        raise PolicyError(
+            f"{name} cannot be folded into the weights"
+            + (": it is virtual tokens before the real ones" if soft else ""),
+            field="source",
+            value=policy.name,
+            remedy="use the adapter as it is: with peft, its folder loads like a model",
+        )
+
+
+def _with_plain_weights(policy: Policy) -> Policy:
+    """The same policy with its base in float32: what is merged into few bits would be rounded."""
+    if not has_adapter(policy.model):
+        return Policy(dequantized(policy.model), policy.tokenizer, policy.name)
+    from peft import PeftModel
+
+    adapters: Any = policy.model.peft_config
+    source = adapters["default"].base_model_name_or_path
+    how: Any = quantization_of(policy.model)
+    base = load_policy(source, device="cpu", quantize=how)
+    model = PeftModel.from_pretrained(dequantized(base.model), policy.name)
+    return Policy(model, policy.tokenizer, policy.name)
 
 
 def _merged(policy: Policy) -> tuple[Any, bool]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,10 @@ _INCIDENTAL = {
 }
 
 
+#: name of the frozen copy of an adapter, which is beside the policy and no part of it
+START = "prefopt_start"
+
+
 def fingerprint_model(model: nn.Module) -> str:
     """Digest of a model's config, parameters and persistent buffers, adapters included.
 
@@ -35,9 +40,16 @@ def fingerprint_model(model: nn.Module) -> str:
     if config is not None and hasattr(config, "to_dict"):
         digest.update(_canonical(_without_incidental(config.to_dict())))
     for name, tensor in sorted(model.state_dict().items()):
+        if START in name:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_raw_bytes(tensor))
     return f"sha256:{digest.hexdigest()}"
+
+
+def fingerprint_without_adapter(fingerprint: str) -> str:
+    """What stands for a model with its adapter off, where that is the fingerprint with it on."""
+    return f"sha256:{hashlib.sha256(f'{fingerprint} without its adapter'.encode()).hexdigest()}"
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -53,7 +65,10 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if is_fake(tensor):  # a plan's model has shapes and no numbers
+        return memoryview(b"")
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    flat = whole.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from prefopt.errors import PolicyError
+from prefopt.policies import quantized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,12 +40,14 @@ class Policy:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens the model was made for, where its config says so."""
+        """Tokens the model was made for, where its config says so; virtual ones take theirs."""
         config = self.model.config.get_text_config()
         value = getattr(config, "max_position_embeddings", None) or getattr(
             config, "n_positions", None
         )
-        return int(value) if value else None
+        adapters = getattr(self.model, "peft_config", {}).values()
+        virtual = max((getattr(c, "num_virtual_tokens", None) or 0 for c in adapters), default=0)
+        return int(value) - virtual if value else None
 
     @property
     def end_of_turn(self) -> frozenset[int]:
@@ -54,22 +57,32 @@ class Policy:
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
 
-def load_policy(name: str | Path, *, device: str | torch.device | None = None) -> Policy:
+def load_policy(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    quantize: Literal["nf4", "int8"] | None = None,
+) -> Policy:
     """Load a folder or hub id: a whole model, or an adapter with the base it names.
 
     Args:
         name: a folder that `save_pretrained` wrote, or a hub id.
         device: defaults to the first accelerator, else the CPU.
+        quantize: keep the weights in 4 or 8 bits. What an adapter was trained on is what it is
+            loaded on in any case.
 
     Raises:
         PolicyError: there is no such model, it is not a causal language model, or its
             tokenizer is missing; or there is no such device.
+        MissingExtraError: quantized weights, and bitsandbytes is not installed.
     """
     source = str(name)
-    _refuse_no_model(source)
-    target = _usable(device) if device else default_device()
+    refuse_no_model(source)
+    target = usable_device(device)
+    how = quantized.wanted(source, quantize)
+    options = quantized.loading_options(how, target) if how else {}
     try:
-        model, tokenizer = _load(source)
+        model, tokenizer = _load(source, options)
     except (OSError, ValueError, KeyError) as error:
         raise PolicyError(
             f"cannot load a causal language model from '{source}': {_first_line(error)}",
@@ -78,11 +91,12 @@ def load_policy(name: str | Path, *, device: str | torch.device | None = None) -
             remedy="give an existing folder or a hub id; a folder needs the model's and the "
             "tokenizer's files",
         ) from error
-    return Policy(model.to(target), tokenizer, source)
+    quantized.one_arithmetic(model)
+    return Policy(model if options else model.to(target), tokenizer, source)
 
 
-def _load(source: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
 
     if (Path(source) / "adapter_config.json").exists():
         from peft import AutoPeftModelForCausalLM
@@ -90,11 +104,18 @@ def _load(source: str) -> tuple[Any, Any]:
         loader: Any = AutoPeftModelForCausalLM
     else:
         loader = AutoModelForCausalLM
-    model = loader.from_pretrained(source, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(source)
+    model = loader.from_pretrained(source, dtype=torch.float32, **options)
+    return model, load_tokenizer(source)
 
 
-def _refuse_no_model(source: str) -> None:
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a model folder or hub id."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source)
+
+
+def refuse_no_model(source: str) -> None:
     """Say at once what asking a hub would say after a minute, or not so well."""
     path = Path(source).expanduser()
     files = ("config.json", "adapter_config.json")
@@ -128,8 +149,14 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _usable(device: str | torch.device) -> torch.device:
-    """A device by name, once something was put on it."""
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """A device by name, once something was put on it; by default the first accelerator.
+
+    Raises:
+        PolicyError: there is no such device.
+    """
+    if device is None:
+        return default_device()
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # the latter without the build for it

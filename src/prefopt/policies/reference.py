@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-
-import torch
+from collections.abc import Callable
 
 from prefopt.errors import PolicyError
 from prefopt.policies.fingerprint import fingerprint_tokenizer
@@ -24,15 +23,21 @@ def frozen_copy(policy: Policy) -> Policy:
 
 
 def load_reference(
-    name: str, policy: Policy, *, device: torch.device | str | None = None
+    name: str, policy: Policy, *, load: Callable[[str], Policy] | None = None
 ) -> Policy:
     """Load another model as the reference of a policy.
+
+    Args:
+        name: a folder or hub id.
+        policy: whose reference it is going to be.
+        load: how; by default whole, and to where the policy is.
 
     Raises:
         PolicyError: it cannot be loaded, or its tokenizer is another one: scores of different
             tokens cannot be compared.
     """
-    reference = freeze(load_policy(name, device=device or policy.device))
+    loaded = load(name) if load is not None else load_policy(name, device=policy.device)
+    reference = freeze(loaded)
     if fingerprint_tokenizer(reference.tokenizer) != fingerprint_tokenizer(policy.tokenizer):
         raise PolicyError(
             "the reference and the policy have different tokenizers",

@@ -28,6 +28,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from prefopt.engine.soft_prompts import soft_prompt
 from prefopt.engine.tokens import Encoder, Ids, TokenGroup
 from prefopt.errors import DataError, RecipeError
 from prefopt.policies.computing import computing
@@ -265,19 +266,26 @@ def _generate(
     for row, ids in enumerate(prompts):
         tokens[row, width - len(ids) :] = ids
         mask[row, width - len(ids) :] = 1
-    processors = LogitsProcessorList(warpers)
-    if uniforms is not None:
-        processors.append(InverseTransform(torch.from_numpy(uniforms).to(_real(policy)), width))
     model: Any = policy.model
-    whole: Tensor = computing(
-        model,
-        lambda: model.generate(
-            input_ids=torch.from_numpy(tokens).to(policy.device),
-            attention_mask=torch.from_numpy(mask).to(policy.device),
-            logits_processor=processors,
-        ),
+    rows, real = (
+        torch.from_numpy(tokens).to(policy.device),
+        torch.from_numpy(mask).to(policy.device),
     )
-    return whole[:, width:].cpu()
+
+    def continued() -> Tensor:
+        # PEFT's own `generate` of a soft prompt is wrong for rows that are padded on the left.
+        prompt = soft_prompt(model)
+        speaker, inputs, start = model, {"input_ids": rows, "attention_mask": real}, width
+        if prompt is not None:
+            speaker, (inputs, start) = base_model(model), prompt.to_continue(rows, real)
+        processors = LogitsProcessorList(warpers)
+        if uniforms is not None:
+            numbers = torch.from_numpy(uniforms).to(_real(policy))
+            processors.append(InverseTransform(numbers, start))
+        whole: Tensor = speaker.generate(**inputs, logits_processor=processors)
+        return whole[:, start:].cpu()
+
+    return computing(model, continued)
 
 
 def _real(policy: Policy) -> torch.device:

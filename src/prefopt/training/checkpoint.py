@@ -5,8 +5,11 @@
       checkpoint.json   position, evaluation state, random state, size of the metrics; last
 
 The distributed format is used in one process too: it restores to the last bit, and other
-numbers of processes can read it. A checkpoint is written under another name and renamed;
-only then is the one before it removed. So there is always a good one.
+numbers of processes can read it, under any strategy. A checkpoint is written under another
+name and renamed; only then is the one before it removed. So there is always a good one.
+
+Several processes each write their shards, while the training goes on with what was copied
+from it. Once all shards are down, the main process alone gives the folder its name.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +31,13 @@ from torch import nn
 
 from prefopt.errors import RunError
 from prefopt.policies.adapters import has_adapter
+from prefopt.policies.computing import shape_of
 from prefopt.policies.load import Policy
-from prefopt.runs import atomic_folder, write_text
+from prefopt.policies.quantized import write_note
+from prefopt.runs import atomic_folder, explained, write_text
+from prefopt.training import distributed
 from prefopt.training.loop import State
+from prefopt.training.sharding import let_go
 
 _MARKER = "checkpoint.json"
 
@@ -55,9 +63,17 @@ class Checkpoints:
         self.model = model
         self.optimizer = optimizer
         self.reference = reference
+        self._group: Any = None
+        self._shards: Future[Any] | None = None
+        self._placed: Future[None] | None = None
+        if distributed.processes() > 1:  # one of its own: it is used beside the training's
+            self._group = torch.distributed.new_group(backend="gloo")
 
     def save(self, state: State, **further: Any) -> Path:
         """Write a checkpoint and remove the ones before it.
+
+        Of several processes all call it; it may still be written when this returns, and
+        `finish` waits for it.
 
         Args:
             state: where the training is.
@@ -68,15 +84,73 @@ class Checkpoints:
         """
         import torch.distributed.checkpoint as dcp
 
+        self.finish()
         path = self.folder / f"step-{state.step:06d}"
-        document = {"state": asdict(state), "random": _random_state(), **further}
+        random_states = distributed.gather(_random_state())
+        document = {"state": asdict(state), "random": random_states, **further}
+        if self._group is not None:
+            self._save_shards(path, document)
+            return path
         with atomic_folder(path) as part, _explained(path, writing=True):
             dcp.save(self._tensors(), checkpoint_id=part / "state", no_dist=True)
             write_text(part / _MARKER, json.dumps(document))
+        self._remove_but(path)
+        return path
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is whole.
+
+        Raises:
+            RunError: it cannot be written; the one before it is still there.
+        """
+        if self._shards is None:
+            return
+        shards, self._shards = self._shards, None
+        wait([shards])  # what is wrong with it, the main process is told as well
+
+        def placed() -> None:
+            assert self._placed is not None
+            self._placed.result()
+
+        distributed.by_main(placed)
+
+    def _save_shards(self, path: Path, document: dict[str, Any]) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        part = path.with_name(f".{path.name}.part")
+
+        def room() -> None:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+
+        distributed.by_main(room)
+        # Staging makes no copy of what is on a CPU already, and the next step changes it.
+        tensors = _copied(self._tensors())
+        shards: Any = dcp.async_save(
+            tensors, checkpoint_id=part / "state", process_group=self._group
+        )
+        self._shards = shards
+        if distributed.main():
+            threads = ThreadPoolExecutor(1, "checkpoint")
+            self._placed = threads.submit(self._place, shards, part, path, document)
+            threads.shutdown(wait=False)
+
+    def _place(self, shards: Future[Any], part: Path, path: Path, document: dict[str, Any]) -> None:
+        """Once all shards are down: the marker, the name, and away with the ones before."""
+        try:
+            with explained(path), _explained(path, writing=True):
+                shards.result()
+                write_text(part / _MARKER, json.dumps(document))
+                shutil.rmtree(path, ignore_errors=True)
+                part.rename(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        self._remove_but(path)
+
+    def _remove_but(self, path: Path) -> None:
         for other in self._complete():
             if other != path:
                 shutil.rmtree(other)
-        return path
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint; what a killed process left half-written is removed."""
@@ -100,7 +174,10 @@ class Checkpoints:
         with _explained(path):
             document = json.loads((path / _MARKER).read_text())
             tensors = self._tensors()
-            dcp.load(tensors, checkpoint_id=path / "state", no_dist=True)
+            alone = self._group is None
+            dcp.load(
+                tensors, checkpoint_id=path / "state", no_dist=alone, process_group=self._group
+            )
             set_model_state_dict(
                 self.model, tensors["model"], options=StateDictOptions(strict=False)
             )
@@ -109,10 +186,15 @@ class Checkpoints:
             )
             if self.reference is not None:
                 set_model_state_dict(self.reference, tensors["reference"])
-        _set_random_state(document.pop("random"))
+        random_states = document.pop("random")
+        if isinstance(random_states, dict):  # as one process wrote it
+            random_states = [random_states]
+        if len(random_states) == distributed.processes():
+            _set_random_state(random_states[distributed.rank()])
         return State(**document.pop("state")), document
 
     def _tensors(self) -> dict[str, Any]:
+        let_go(self.model)
         from torch.distributed.checkpoint.state_dict import (
             get_model_state_dict,
             get_optimizer_state_dict,
@@ -125,6 +207,7 @@ class Checkpoints:
             ),
         }
         if self.reference is not None:
+            let_go(self.reference)
             tensors["reference"] = get_model_state_dict(self.reference)
         return tensors
 
@@ -138,11 +221,48 @@ def _trainable_only() -> Any:
     return StateDictOptions(ignore_frozen_params=True)
 
 
-def save_model(policy: Policy, folder: Path) -> None:
-    """Write a policy as `load_policy` reads it: a model, or an adapter that names its base."""
-    # PEFT would ask a hub whether the vocabulary has changed; it never does here.
-    further: dict[str, Any] = {"save_embedding_layers": False} if has_adapter(policy.model) else {}
+def _copied(value: Any) -> Any:
+    """Tensors of nested mappings that are on a CPU, in memory of their own."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, torch.Tensor) and value.device.type == "cpu":
+        return value.detach().clone()
+    return value
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any] | None:
+    """The weights of a sharded model, for the main process to save; None of any other model.
+
+    All processes call it. Of a model with an adapter these are the adapter's.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    if shape_of(model) is None:
+        return None
+    let_go(model)
+    options = StateDictOptions(
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapter(model)
+    )
+    return get_model_state_dict(model, options=options)
+
+
+def save_model(policy: Policy, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write a policy as `load_policy` reads it: a model, or an adapter that names its base.
+
+    Args:
+        policy: what is written.
+        folder: where.
+        weights: those of a model that is sharded.
+    """
+    further: dict[str, Any] = {}
+    if has_adapter(policy.model):
+        # Not the frozen copy that may be beside it; and PEFT would ask a hub whether the
+        # vocabulary has changed, which it never does here.
+        further = {"selected_adapters": ["default"], "save_embedding_layers": False}
+    if weights is not None:
+        further["state_dict"] = weights
     policy.model.save_pretrained(folder, **further)
+    write_note(policy.model, folder)
     if policy.tokenizer is not None:
         policy.tokenizer.save_pretrained(folder)
 

@@ -7,10 +7,8 @@ option exists, that a setting has an effect, that the device can do what is aske
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-
-import torch
 
 from prefopt.constraints import Constraint, Measure, constrain
 from prefopt.engine.cache import ScoreCache
@@ -18,16 +16,21 @@ from prefopt.engine.logps import FrozenScorer, Precision, Scorer
 from prefopt.engine.memory import keep_freed_memory
 from prefopt.errors import RecipeError
 from prefopt.objectives.loss import Loss, Weighted, weighted_sum
-from prefopt.policies.adapters import adapter_off, attach_adapter, has_adapter, train_adapter
 from prefopt.policies.export import model_folder
 from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
+from prefopt.policies.half import to_bf16
 from prefopt.policies.load import Policy
-from prefopt.policies.reference import frozen_copy, load_reference
+from prefopt.policies.reference import load_reference
+from prefopt.policies.switches import has_adapter
 from prefopt.recipe import Recipe, ResolvedRecipe, check_reference
 from prefopt.records import Prompt
+from prefopt.training.adapting import OwnReference, dress, own_reference, settle_adapter
+from prefopt.training.distributed import by_main
 from prefopt.training.examples import Prepared, adopt_sources
 from prefopt.training.loop import Job
+from prefopt.training.numerics import compile_layers, precision_of, recompute
 from prefopt.training.optimizer import make_optimizer, rate_at
+from prefopt.training.parallel import Spread, make_spread
 from prefopt.training.references import (
     MovingReference,
     ReferenceScores,
@@ -39,6 +42,7 @@ from prefopt.training.references import (
     score_examples,
 )
 from prefopt.training.scoring import OF_REFERENCE, Scoring
+from prefopt.training.sharding import copy_of, home_of, last_of_step, load_for, spread_out
 
 
 @dataclass
@@ -74,6 +78,7 @@ class Learner:
         mover: takes the reference a step towards the policy, if it is to move.
         reward: what its samples are worth, where something can tell.
         prompts: what it answers in a probe; by default the recipe's file says.
+        spread: how the policy, and every model beside it, is spread over processes.
     """
 
     policy: Policy
@@ -87,6 +92,7 @@ class Learner:
     mover: MovingReference | None = None
     reward: Measure | None = None
     prompts: Sequence[Prompt] | None = None
+    spread: Spread = field(default_factory=Spread)
 
     @property
     def beta(self) -> float:
@@ -107,6 +113,7 @@ def settle(resolved: ResolvedRecipe) -> tuple[ResolvedRecipe, Weighted]:
         RecipeError: an unknown objective or option, a wrong value, terms that cannot be
             summed, or a setting without effect.
     """
+    resolved = settle_adapter(resolved)
     choice = resolved.recipe.objective
     loss = weighted_sum(choice.terms)
     check_reference(resolved, needs_reference=loss.needs_reference)
@@ -140,52 +147,42 @@ def make_learner(
     Raises:
         RecipeError, PolicyError: what is asked cannot be done with this model or device.
     """
-    if policy.device.type == "cpu":
+    device = home_of(policy, recipe)
+    spread = make_spread(recipe.parallel, device)
+    if device.type == "cpu":
         keep_freed_memory()
     policy.model.eval()
-    precision = choose_precision(recipe.precision, policy.device)
-    fingerprint = fingerprint_model(policy.model)
-    fresh_adapter = recipe.adapter is not None
-    if recipe.adapter is not None:
-        policy = attach_adapter(policy, recipe.adapter, seed=recipe.seed)
-    elif has_adapter(policy.model):
-        train_adapter(policy.model)
+    if recipe.weights == "bf16":
+        to_bf16(policy.model)
+    precision = precision_of(recipe, device)
+    fingerprint = by_main(lambda: fingerprint_model(policy.model))  # which has the weights
+    policy = dress(policy, recipe)
+    whole = constrain(loss, constraints)
+    mine = whole.needs_reference and reference is None and recipe.reference.own
+    own = own_reference(policy, recipe, fingerprint) if mine else None
+    spread_out(policy.model, spread, device)
     scorer = Scorer(policy.model, sharing=recipe.sharing, precision=precision)
     learner = Learner(
         policy=policy,
         recipe=recipe,
-        loss=constrain(loss, constraints),
+        loss=whole,
         constraints=tuple(constraints),
         scorer=scorer,
         precision=precision,
         fingerprint=fingerprint,
         reference=None,
+        spread=spread,
     )
     if learner.loss.needs_reference:
-        learner.reference = _find_reference(learner, reference, fresh_adapter)
+        learner.reference = _find_reference(learner, reference, own)
     if recipe.reference.moves:
         learner.mover = _set_in_motion(learner)
     if recipe.gradient_checkpointing:
         policy.model.train()  # layers recompute in training mode only; dropout is zero
-        scorer.enable_checkpointing()
+        recompute(scorer, recipe, device)
+    if recipe.compile:
+        compile_layers(policy.model, device)
     return learner
-
-
-def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """What `auto` means on a device: bf16 autocast on accelerators that have it, else fp32.
-
-    Raises:
-        RecipeError: bf16 is asked for where it is not there, or hundreds of times slower.
-    """
-    able = device.type != "cpu" and (device.type != "cuda" or torch.cuda.is_bf16_supported())
-    if wanted == "bf16" and not able:
-        raise RecipeError(
-            f"precision bf16 needs an accelerator that has it, and the policy is on {device}",
-            field="precision",
-            value=wanted,
-            remedy="set precision: auto or fp32; on a CPU fp32 is the fast one",
-        )
-    return "bf16" if able and wanted != "fp32" else "fp32"
 
 
 # -- the job -------------------------------------------------------------------------------
@@ -203,7 +200,9 @@ def score_reference(
         return 0
     cache, key = ScoreCache(), learner.cache_key
     return sum(
-        score_examples(part.examples, part.steps, reference.score, cache, key, advance)
+        score_examples(
+            part.examples, part.steps, reference.score, cache, key, advance, learner.spread
+        )
         for part in parts
     )
 
@@ -223,6 +222,8 @@ def make_job(learner: Learner, data: Prepared, evaluation: Prepared | None = Non
             learner.policy.model.parameters(),
             learning_rate=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
+            choice=recipe.optimizer,
+            seed=recipe.seed,
         ),
         rate=partial(
             rate_at,
@@ -233,6 +234,8 @@ def make_job(learner: Learner, data: Prepared, evaluation: Prepared | None = Non
         ),
         device=learner.policy.device,
         max_grad_norm=recipe.max_grad_norm,
+        spread=learner.spread,
+        last_of_step=partial(last_of_step, learner.policy.model),
         evaluation=(evaluation.examples, evaluation.steps) if evaluation else None,
         eval_every=recipe.eval_every,
         early_stop=recipe.early_stop,
@@ -254,7 +257,7 @@ def make_lasting(learner: Learner) -> FrozenScorer:
     if reference.score is None:
         raise initial_weights_gone()
     if not reference.lasting:
-        copy = frozen_copy(learner.policy)
+        copy = copy_of(learner.policy, learner.spread)
         scorer = Scorer(copy.model, sharing=learner.recipe.sharing, precision=learner.precision)
         reference.score, reference.lasting = FrozenScorer(scorer), True
     return reference.score
@@ -277,8 +280,15 @@ def _set_in_motion(learner: Learner) -> MovingReference:
             value=mixture,
             remedy="set reference.mixture: 1, or train without an adapter",
         )
-    if choice.name == "initial":  # with its adapter, if it has one, which starts without effect
-        copy = frozen_copy(learner.policy)
+    if choice.name == "base" and has_adapter(learner.policy.model):
+        raise RecipeError(
+            "the reference is the policy without its adapter, which nothing moves",
+            field="reference.update_every",
+            value=choice.update_every,
+            remedy="set reference: initial (initial_prompt for a soft prompt), or let it stay",
+        )
+    if choice.own:  # with its adapter, if it has one
+        copy = copy_of(learner.policy, learner.spread)
         scorer = Scorer(copy.model, sharing=learner.recipe.sharing, precision=learner.precision)
         reference.score, reference.lasting = FrozenScorer(scorer), True
     return MovingReference(learner.policy.model, reference.score.scorer.model, mixture)
@@ -298,15 +308,20 @@ def _reference_scores(learner: Learner) -> ReferenceScores:
     return each_step(make_lasting(learner))
 
 
-def _find_reference(learner: Learner, given: Policy | None, fresh_adapter: bool) -> Reference:
+def _find_reference(learner: Learner, given: Policy | None, own: OwnReference | None) -> Reference:
     recipe = learner.recipe
-    if given is None and recipe.reference.name == "initial":
-        if fresh_adapter:
-            off = partial(adapter_off, learner.policy.model)
-            score = FrozenScorer(learner.scorer, off)
-        else:
-            score = FrozenScorer(learner.scorer)
-        return Reference("initial", learner.fingerprint, score, lasting=fresh_adapter)
-    other = given or load_reference(model_folder(recipe.reference.name), learner.policy)
+    if own is not None:
+        score = FrozenScorer(learner.scorer, own.state)
+        return Reference(recipe.reference.name, own.fingerprint, score, lasting=True)
+    if given is None and recipe.reference.own:
+        score = FrozenScorer(learner.scorer)
+        return Reference("initial", learner.fingerprint, score, lasting=False)
+    other = given or load_reference(
+        model_folder(recipe.reference.name), learner.policy, load=partial(load_for, recipe=recipe)
+    )
+    if given is None and recipe.weights == "bf16":
+        to_bf16(other.model)
+    fingerprint = by_main(lambda: fingerprint_model(other.model))
+    spread_out(other.model, learner.spread, home_of(other, recipe))
     scorer = Scorer(other.model, sharing=recipe.sharing, precision=learner.precision)
-    return Reference(other.name, fingerprint_model(other.model), FrozenScorer(scorer), lasting=True)
+    return Reference(other.name, fingerprint, FrozenScorer(scorer), lasting=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from prefopt.training.one_shot import (
 )
 from prefopt.training.prepare import Learner, make_lasting
 from prefopt.training.probe import Probe
+from prefopt.training.sharding import copy_of
 
 
 def make_reward_of(recipe: Recipe) -> Measure | None:
@@ -44,7 +44,7 @@ def make_reward_of(recipe: Recipe) -> Measure | None:
                 "on these preferences; or use mode lagrangian, which needs none",
             )
         return None
-    other = recipe.reference.name not in ("initial", "none")
+    other = recipe.reference.name != "none" and not recipe.reference.own
     compared = recipe.reference.name if other else recipe.model
     return make_training_reward(chosen, reference=compared, device=recipe.device)
 
@@ -135,8 +135,10 @@ def _original(learner: Learner) -> FrozenScorer:
     if learner.mover is None:
         return frozen
     scorer = frozen.scorer
-    model = copy.deepcopy(scorer.model)
-    return FrozenScorer(Scorer(model, sharing=learner.recipe.sharing, precision=scorer.precision))
+    kept = copy_of(Policy(scorer.model, learner.policy.tokenizer), learner.spread)
+    return FrozenScorer(
+        Scorer(kept.model, sharing=learner.recipe.sharing, precision=scorer.precision)
+    )
 
 
 def _prompts(learner: Learner) -> Sequence[Prompt]:

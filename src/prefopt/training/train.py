@@ -22,18 +22,18 @@ from typing import Any
 
 from prefopt import __version__
 from prefopt.constraints import make_constraints
-from prefopt.errors import RecipeError, RunError
+from prefopt.errors import NonFiniteError, RecipeError, RunError
 from prefopt.policies.export import model_folder
 from prefopt.policies.fingerprint import fingerprint_model
-from prefopt.policies.load import load_policy
 from prefopt.recipe import ResolvedRecipe
 from prefopt.runs import Run, atomic_folder, hardware, versions
 from prefopt.training import distributed
-from prefopt.training.checkpoint import Checkpoints, save_model
+from prefopt.training.checkpoint import Checkpoints, save_model, whole_weights
 from prefopt.training.constrained import stages_of
 from prefopt.training.diagnostics import Diagnostic, diagnose, label_balance
 from prefopt.training.display import Display, note_of
 from prefopt.training.examples import Prepared
+from prefopt.training.interrupts import Stopped
 from prefopt.training.loop import Job, Record, State, fit
 from prefopt.training.manifest import command, engine, now, processes, result_of, who
 from prefopt.training.prepare import (
@@ -49,6 +49,7 @@ from prefopt.training.probing import (
     make_probe,
     make_reward_of,
 )
+from prefopt.training.sharding import load_for
 from prefopt.training.sources import check_identity, digest, load_sources
 from prefopt.training.track import check_tracker, tracker
 
@@ -119,14 +120,17 @@ def _train(resolved: ResolvedRecipe, display: Display) -> TrainResult:
     check_tracker(recipe.track)
     distributed.check_device(recipe.device)
     display.recipe(resolved)
-    policy = load_policy(model_folder(recipe.model), device=recipe.device)
+    policy = load_for(model_folder(recipe.model), recipe, quantize=recipe.quantize)
     constraints = make_constraints(recipe.constraints, device=recipe.device)
     learner = make_learner(policy, recipe, loss, constraints=constraints)
     learner.reward, learner.prompts = make_reward_of(recipe), find_prompts(learner)
-    data, files = load_sources(learner, recipe.data, training=True)
     evaluation, eval_files = None, None
-    if recipe.eval_data is not None:
-        evaluation, eval_files = load_sources(learner, recipe.eval_data, training=False)
+    with display.bar("reading", None) as advance:
+        data, files = load_sources(learner, recipe.data, training=True, advance=advance)
+        if recipe.eval_data is not None:
+            evaluation, eval_files = load_sources(
+                learner, recipe.eval_data, training=False, advance=advance
+            )
     display.data("data", data.counts)
     if evaluation is not None:
         display.data("eval_data", evaluation.counts)
@@ -192,7 +196,7 @@ def _learn(
     """Score the reference, go on from the last checkpoint, train to the end."""
     parts = [data] if evaluation is None else [data, evaluation]
     if learner.reference is not None and resolved.recipe.reference_scores == "cache":
-        total = sum(step.comparisons for part in parts for step in part.steps)
+        total = sum(part.steps.judgements for part in parts)
         with display.bar("reference", total) as advance:
             score_reference(learner, parts, advance)
     probe = make_probe(learner)  # which keeps a reference, if there is one
@@ -226,9 +230,14 @@ def _learn(
         job.record, job.save = record, save
         if solved is not None:
             record(solved)
-        fit(job, state)
+        try:
+            fit(job, state)
+        except (NonFiniteError, Stopped):  # which all processes do
+            checkpoints.finish()
+            raise
         if job.last_checkpoint is None or int(job.last_checkpoint.name[5:]) != state.step:
             save(state)
+        checkpoints.finish()
     state.engine = engine(learner)
     return state
 
@@ -259,11 +268,9 @@ def _label_balance(learner: Learner, data: Prepared) -> list[Diagnostic]:
     options = learner.recipe.objective.options
     if "desirable_weight" not in options:
         return []
-    sums = {True: 0.0, False: 0.0}
-    for label in (label for group in data.examples.groups for label in group.labels):
-        sums[label.desirable] += label.weight
+    undesirable, desirable = data.labels
     weights = options["desirable_weight"], options["undesirable_weight"]
-    found = label_balance(sums[True], sums[False], *weights)
+    found = label_balance(desirable, undesirable, *weights)
     return [] if found is None else [found]
 
 
@@ -286,11 +293,17 @@ def _restore(run: Run, checkpoints: Checkpoints, job: Job, learner: Learner) -> 
 
 def _finish(run: Run, learner: Learner, manifest: dict[str, Any]) -> TrainResult:
     """Save the model and write the manifest last."""
-    with atomic_folder(run.model) as part:
-        save_model(learner.policy, part)
-    manifest["result"]["fingerprint"] = fingerprint_model(learner.policy.model)
-    run.write_json(run.manifest, manifest)
-    return _finished(run)
+    policy = learner.policy
+    weights = whole_weights(policy.model)  # which all processes put together
+
+    def write() -> None:
+        with atomic_folder(run.model) as part:
+            save_model(policy, part, weights)
+
+    distributed.by_main(write)
+    manifest["result"]["fingerprint"] = fingerprint_model(policy.model)
+    distributed.by_main(lambda: run.write_json(run.manifest, manifest))
+    return distributed.by_main(lambda: _finished(run))
 
 
 def _finished(run: Run) -> TrainResult:
