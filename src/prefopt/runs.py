@@ -81,7 +81,7 @@ class Run:
                 self._check_same(resolved)
                 return True
             self._clear()
-        with _explained(self.folder):
+        with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.recipe, dump(resolved))
         return False
@@ -105,10 +105,10 @@ class Run:
         """Refuse a folder that somebody else keeps things in; one that is not there is fine."""
         if not self.folder.exists():
             return
-        with _explained(self.folder):
+        with explained(self.folder):
             names = sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".")
         if "recipe.yaml" in names:
-            with _explained(self.recipe):
+            with explained(self.recipe):
                 text = self.recipe.read_text(encoding="utf-8", errors="replace")
             if not text.startswith(f"{HEADER}\n"):
                 raise self._not_ours("the folder holds a recipe.yaml that no run wrote")
@@ -141,7 +141,7 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what a run writes, the manifest first: without it nothing looks finished."""
-        with _explained(self.folder):
+        with explained(self.folder):
             for path in (self.manifest, self.report, self.evaluation, self.samples, self.metrics):
                 path.unlink(missing_ok=True)
             for path in (self.model, self.checkpoints):
@@ -161,7 +161,7 @@ class Run:
         Raises:
             RunError: it is not there, or not JSON.
         """
-        with _explained(path):
+        with explained(path):
             text = path.read_text(encoding="utf-8")
         try:
             return json.loads(text)
@@ -173,7 +173,7 @@ class Run:
     def append_metrics(self, record: Mapping[str, Any]) -> int:
         """Add one line, in the file before this returns; returns the file's size in bytes."""
         line = json.dumps(record, ensure_ascii=False, **_STRICT) + "\n"
-        with _explained(self.metrics), open(self.metrics, "ab") as handle:
+        with explained(self.metrics), open(self.metrics, "ab") as handle:
             handle.write(line.encode())
             return handle.tell()
 
@@ -194,7 +194,7 @@ class Run:
                 remedy="set resume: never to start the run over",
             )
         if self.metrics.exists():
-            with _explained(self.metrics):
+            with explained(self.metrics):
                 os.truncate(self.metrics, size)
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ class Run:
         """
         if not self.metrics.exists():
             return []
-        with _explained(self.metrics):
+        with explained(self.metrics):
             *lines, _ = self.metrics.read_text(encoding="utf-8").split("\n")
         records = []
         for row, line in enumerate(lines, start=1):
@@ -225,7 +225,7 @@ def fingerprint_file(path: str | Path) -> str:
     Raises:
         RunError: it cannot be read.
     """
-    with _explained(Path(path)), open(path, "rb") as handle:
+    with explained(Path(path)), open(path, "rb") as handle:
         return f"sha256:{hashlib.file_digest(handle, 'sha256').hexdigest()}"
 
 
@@ -272,7 +272,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    with _explained(folder):
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a+")  # noqa: SIM115 (held until the end)
     with handle:
@@ -303,7 +303,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with _explained(target):
+    with explained(target):
         try:
             with open(part, "wb") as handle:
                 yield handle
@@ -324,7 +324,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with _explained(target):
+    with explained(target):
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -351,7 +351,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Say what an error of the operating system means for a run."""
     try:
         yield
