@@ -65,7 +65,6 @@ def run(folder: Path, cases: dict[str, Case], processes: int) -> dict[str, Any]:
     said = [process.communicate(timeout=400)[0] for process in started]
     for process, text in zip(started, said, strict=True):
         assert process.returncode == 0, "\n\n".join(said)
-        assert "Warning" not in text, text
     result: dict[str, Any] = torch.load(out, weights_only=False)
     return result
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from prefopt.errors import NonFiniteError
 from prefopt.objectives.loss import Loss
@@ -25,9 +24,13 @@ from prefopt.objectives.metrics import Tally, at_rest
 from prefopt.objectives.scores import Judgements, Scores, join, on_device
 from prefopt.training import distributed
 from prefopt.training.batches import Examples, MicroBatch, Step
+from prefopt.training.clipping import clip_gradients
 from prefopt.training.interrupts import Stopped, between_steps
+from prefopt.training.parallel import Spread
 
 Record = dict[str, Any]
+#: a micro-batch, and whether it counts; one that does not is there to keep step with others
+Piece = tuple[MicroBatch, bool]
 
 
 @dataclass
@@ -73,6 +76,8 @@ class Job:
         rate: learning rate of a step, counted from 0.
         device: where the policy is.
         max_grad_norm: gradients are clipped to this norm.
+        spread: which pieces of a step are this process's, and what the others have.
+        last_of_step: told before each micro-batch whether gradients are complete after it.
         evaluation: what it is evaluated on, with a plan of its own.
         eval_every: steps between evaluations; there is always one before the first step
             and one at the end.
@@ -96,6 +101,8 @@ class Job:
     rate: Callable[[int], float]
     device: torch.device
     max_grad_norm: float = 1.0
+    spread: Spread = field(default_factory=Spread)
+    last_of_step: Callable[[bool], None] = lambda last: None
     evaluation: tuple[Examples, Sequence[Step]] | None = None
     eval_every: int | None = None
     early_stop: int | None = None
@@ -130,8 +137,9 @@ def fit(job: Job, state: State) -> State:
                 break
             started = time.perf_counter()
             tally, losses = accumulate(job, step, state)
-            norm = clip_grad_norm_(job.parameters, job.max_grad_norm)
-            refuse_non_finite(job, state, losses, norm)
+            norm = clip_gradients(job.parameters, job.max_grad_norm)
+            means = tally.means()
+            refuse_non_finite(job, state, losses, means["loss"], norm)
             rate = job.rate(state.step)
             for group in job.optimizer.param_groups:
                 group["lr"] = rate
@@ -145,8 +153,8 @@ def fit(job: Job, state: State) -> State:
                 "kind": "train",
                 "step": state.step,
                 "epoch": step.epoch,
-                **tally.means(),
-                "gradient_norm": float(norm),
+                **means,
+                "gradient_norm": norm,
                 "learning_rate": rate,
             }
             seconds = time.perf_counter() - started
@@ -161,7 +169,7 @@ def fit(job: Job, state: State) -> State:
             if job.save and (due(job.checkpoint_every, state.step) or signum):
                 job.last_checkpoint = job.save(state)
             if signum:
-                raise Stopped(signum)
+                raise Stopped(signum, job.last_checkpoint)
         if job.evaluation and state.evaluated != state.step:
             evaluate(job, state, job.steps[state.step - 1].epoch)
         if job.probe and state.probed != state.step:
@@ -174,37 +182,47 @@ def accumulate(job: Job, step: Step, state: State) -> tuple[Tally, list[tuple[Mi
 
     Returns the metrics and, for messages, this process's micro-batches with their losses.
     """
-    batches = [
-        job.examples.microbatch(step, positions, job.device)
-        for positions in distributed.share(step.microbatches)
-    ]
+    pieces = _pieces(job, job.examples, step)
     work = _together if job.loss.couples_batch else _one_by_one
-    done = work(job, step, state, batches)
-    distributed.add_gradients(job.parameters)
-    measured = [
-        (scores.detached(), batch.judgements, losses.detach(), batch.sources)
-        for batch, (scores, losses) in zip(batches, done, strict=True)
+    done = [
+        (batch, scores.detached(), losses.detach())
+        for (batch, counts), (scores, losses) in zip(
+            pieces, work(job, step, state, pieces), strict=True
+        )
+        if counts
     ]
-    return _tally(job, distributed.exchange(measured)), [
-        (batch, losses) for batch, (_, _, losses, _) in zip(batches, measured, strict=True)
+    measured = [
+        (*_sent(job, scores, batch.judgements), losses.to(_outside(job)), batch.sources)
+        for batch, scores, losses in done
+    ]
+    return _tally(job, job.spread.exchange(measured)), [(batch, ls) for batch, _, ls in done]
+
+
+def _pieces(job: Job, examples: Examples, step: Step) -> list[Piece]:
+    """What this process scores of a step."""
+    return [
+        (examples.microbatch(step, positions, job.device), counts)
+        for positions, counts in job.spread.share(step.pieces(job.spread.readers))
     ]
 
 
 def _one_by_one(
-    job: Job, step: Step, state: State, batches: Sequence[MicroBatch]
+    job: Job, step: Step, state: State, pieces: Sequence[Piece]
 ) -> list[tuple[Scores, Tensor]]:
     """Forward and backward of each micro-batch in turn."""
     done = []
-    for batch in batches:
+    for place, (batch, counts) in enumerate(pieces, start=1):
+        job.last_of_step(place == len(pieces))
         scores = job.score(batch)
         losses = job.loss(scores, batch.judgements, state.running)
-        ((losses * batch.judgements.weight).sum() / step.weight).backward()
+        share = (losses * batch.judgements.weight).sum() / step.weight
+        (share if counts else 0.0 * share).backward()
         done.append((scores.detached(), losses.detach()))
     return done
 
 
 def _together(
-    job: Job, step: Step, state: State, batches: Sequence[MicroBatch]
+    job: Job, step: Step, state: State, pieces: Sequence[Piece]
 ) -> list[tuple[Scores, Tensor]]:
     """The whole step's scores first, the loss and its gradient on them, then the backward
     passes of the micro-batches with their share of that gradient.
@@ -212,12 +230,16 @@ def _together(
     A step of one micro-batch is scored once; of several twice, since keeping all their
     activations is what micro-batches are there to avoid.
     """
-    only = job.score(batches[0]) if len(batches) == 1 else None
+    job.last_of_step(len(pieces) == 1)
+    only = job.score(pieces[0][0]) if len(pieces) == 1 else None
     with torch.no_grad():
-        measured = [only or job.score(batch) for batch in batches]
-    parts = distributed.exchange(
-        [(s.detached(), batch.judgements) for s, batch in zip(measured, batches, strict=True)]
-    )
+        measured = [only or job.score(batch) for batch, _ in pieces]
+    own_parts = [
+        _sent(job, scores.detached(), batch.judgements)
+        for scores, (batch, counts) in zip(measured, pieces, strict=True)
+        if counts
+    ]
+    parts = job.spread.exchange(own_parts)
     leaves = [
         (on_device(scores, job.device).as_leaves(), on_device(judgements, job.device))
         for scores, judgements in parts
@@ -229,12 +251,14 @@ def _together(
 
     own = losses.detach().split([len(part) for _, part in parts])
     done = []
-    places = range(distributed.rank(), len(parts), distributed.processes())
-    for place, batch in zip(places, batches, strict=True):
+    for turn, (batch, counts) in enumerate(pieces):
+        # One that does not count is a copy of the last one, and gets its gradient times zero.
+        place = min(job.spread.reader + turn * job.spread.readers, len(parts) - 1)
+        job.last_of_step(turn == len(pieces) - 1)
         again = only or job.score(batch)
         gradients = [leaf.grad for leaf in leaves[place][0].differentiable()]
         pairs = [
-            (tensor, gradient)
+            (tensor, gradient if counts else torch.zeros_like(gradient))
             for tensor, gradient in zip(again.differentiable(), gradients, strict=True)
             if gradient is not None and tensor.requires_grad
         ]
@@ -242,6 +266,16 @@ def _together(
             torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
         done.append((again.detached(), own[place]))
     return done
+
+
+def _outside(job: Job) -> torch.device:
+    """Where tensors are that other processes are told."""
+    return job.device if job.spread.readers == 1 else torch.device("cpu")
+
+
+def _sent(job: Job, scores: Scores, judgements: Judgements) -> tuple[Scores, Judgements]:
+    place = _outside(job)
+    return on_device(scores, place), on_device(judgements, place)
 
 
 def _tally(
@@ -262,12 +296,17 @@ def evaluate(job: Job, state: State, epoch: float) -> None:
     started = time.perf_counter()
     measured = []
     for step in steps:
-        batches = [examples.microbatch(step, p, job.device) for p in step.microbatches]
-        scores, judgements = join([(job.score(batch), batch.judgements) for batch in batches])
+        own = [
+            (*_sent(job, job.score(batch), batch.judgements), batch.sources, counts)
+            for batch, counts in _pieces(job, examples, step)
+        ]
+        parts = job.spread.exchange([part[:3] for part in own if part[3]])
+        scores, judgements = join([(scores, judgements) for scores, judgements, _ in parts])
+        scores, judgements = on_device(scores, job.device), on_device(judgements, job.device)
         losses = job.loss(scores, judgements, state.running)
-        sources = [source for batch in batches for source in batch.sources]
+        sources = [source for _, _, own_sources in parts for source in own_sources]
         measured.append((scores, judgements, losses, sources))
-    means = _tally(job, measured).means()
+    means = distributed.broadcast(_tally(job, measured).means())
     if not math.isfinite(means["loss"]):
         raise NonFiniteError(
             f"the evaluation loss after step {state.step} is not a finite number",
@@ -290,20 +329,33 @@ def probe(job: Job, state: State) -> None:
     """Let the policy speak, and record what it says."""
     assert job.probe is not None
     started = time.perf_counter()
-    record = job.probe(state)
+    record, state.running = distributed.broadcast((job.probe(state), state.running))
     job.record({**record, "seconds": time.perf_counter() - started})
     state.probed = state.step
 
 
 def refuse_non_finite(
-    job: Job, state: State, losses: Sequence[tuple[MicroBatch, Tensor]], norm: Tensor
+    job: Job,
+    state: State,
+    losses: Sequence[tuple[MicroBatch, Tensor]],
+    mean: float,
+    norm: float,
 ) -> None:
-    """Stop before the weights are touched if the step's loss or gradient is not finite."""
-    wrong = [place for batch, loss in losses for place in batch.places(~loss.isfinite())]
-    if not wrong and math.isfinite(norm):
+    """Stop before the weights are touched if the step's loss or gradient is not finite.
+
+    All processes know the mean and the norm, so all stop, and say where each looked.
+    """
+    if math.isfinite(mean) and math.isfinite(norm):
         return
+    told = distributed.gather(
+        (
+            [place for batch, loss in losses for place in batch.places(~loss.isfinite())],
+            [group.place for batch, _ in losses for group in batch.groups],
+        )
+    )
+    wrong = [place for bad, _ in told for place in bad]
     what = "loss" if wrong else "gradient"
-    places = wrong or [group.place for batch, _ in losses for group in batch.groups]
+    places = list(dict.fromkeys(wrong or [place for _, every in told for place in every]))
     more = f" and {len(places) - 5} more" if len(places) > 5 else ""
     raise NonFiniteError(
         f"the {what} of step {state.step + 1} is not a finite number; "
