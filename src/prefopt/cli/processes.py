@@ -59,6 +59,11 @@ def check_processes(processes: int | None, restarts: int) -> None:
     Raises:
         UsageError: there is nothing to restart, or the processes are there already.
     """
+    for flag, number, least in (("--processes", processes, 1), ("--restarts", restarts, 0)):
+        if number is not None and number < least:
+            raise UsageError(
+                f"must be at least {least}", field=flag, value=number, remedy="give another number"
+            )
     if processes is None and restarts:
         raise UsageError(
             "has no effect without --processes",

@@ -87,7 +87,7 @@ def train(
     """
     check_processes(processes, restarts)
     with joined():
-        resolved = load_recipe(recipe, _overrides(settings))
+        resolved = load_recipe(recipe, overrides_of(settings))
         if processes is None or processes == 1:
             result = _train_here(resolved)
         else:
@@ -141,7 +141,7 @@ def _probed(probe: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _overrides(settings: dict[str, Any]) -> dict[str, Any]:
+def overrides_of(settings: dict[str, Any]) -> dict[str, Any]:
     """Flags as dotted names and typed values."""
     overrides: dict[str, Any] = {}
     given = {name: value for name, value in settings.items() if value is not None}
