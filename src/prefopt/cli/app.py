@@ -29,6 +29,7 @@ from prefopt.errors import PrefoptError
 COMMANDS = (
     ("demo", "prefopt.cli.demo:demo", "Train and measure on a small generated world, end to end."),
     ("check", "prefopt.cli.check:check", "Read preferences and say what is wrong with them."),
+    ("plan", "prefopt.cli.plan:plan", "Say what a training will need and how long it will take."),
     ("train", "prefopt.cli.train:train", "Train a policy on preferences."),
     ("sweep", "prefopt.cli.sweep:sweep", "Train one recipe at many settings, and choose."),
     ("score", "prefopt.cli.score:score", "Measure how a policy ranks compared completions."),

@@ -31,7 +31,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self.operations = 0
@@ -86,8 +86,8 @@ def _plain(tensor: Tensor) -> Iterable[Tensor]:
 def _operations(func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> int:
     packet = func.overloadpacket
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+        return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
+        return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))
     formula = flop_registry.get(packet)
     return int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0

@@ -1,0 +1,209 @@
+"""A model that has shapes and no numbers: what a training will be made of, before it is loaded.
+
+Its parameters are fake tensors: operations on them give tensors of the right shape, type and
+device and compute nothing. Everything else (tokens, positions, masks) is real, so the engine's
+own forward and backward go through it unchanged, whatever they decide from their inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prefopt.constraints import Constraint
+from prefopt.engine.logps import Scorer
+from prefopt.errors import PolicyError
+from prefopt.objectives.loss import Weighted
+from prefopt.policies.export import model_folder
+from prefopt.policies.load import Policy, load_tokenizer, refuse_no_model
+from prefopt.policies.reference import freeze
+from prefopt.recipe import Recipe
+from prefopt.training.prepare import Learner, make_learner
+
+
+@functools.cache
+def fakes() -> FakeTensorMode:
+    """The mode that all fake tensors here belong to; they are allowed to meet real ones."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a model without its weights.
+
+    Attributes:
+        config: of the model, as its folder or the hub has it.
+        tokenizer: its own.
+        name: folder or hub id.
+        generation: its generation config, where it has one.
+        adapter: PEFT's config, if the folder holds an adapter; the rest is of its base.
+    """
+
+    config: Any
+    tokenizer: Any
+    name: str
+    generation: Any = None
+    adapter: Any = None
+
+    @property
+    def layers(self) -> int:
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def period(self) -> int:
+        """Layers after which their kinds repeat: 1, or such as 6 of sliding and full windows."""
+        kinds = list(getattr(self.config.get_text_config(), "layer_types", None) or ())
+        fitting = (n for n in range(1, len(kinds)) if kinds[n:] == kinds[:-n])
+        return next(fitting, len(kinds) or 1)
+
+    def policy(self, depth: int | None = None) -> Policy:
+        """The policy that `load_policy` would return, with fake parameters.
+
+        Args:
+            depth: layers; by default all.
+
+        Raises:
+            PolicyError: `transformers` has no causal language model of this kind.
+        """
+        from transformers import AutoModelForCausalLM
+
+        loader: Any = AutoModelForCausalLM
+        config = copy.deepcopy(self.config)
+        if depth is not None and depth != self.layers:
+            _shorten(config.get_text_config(), depth)
+        try:
+            with torch.device("meta"):
+                model = loader.from_config(config, dtype=torch.float32)
+        except (ValueError, KeyError) as error:
+            raise _unusable(self.name, error) from error
+        model.config._name_or_path = self.name
+        give_shapes(model)
+        if self.generation is not None:
+            model.generation_config = self.generation
+        if self.adapter is not None:
+            from peft import get_peft_model
+
+            with fakes(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = get_peft_model(model, self.adapter)
+        return Policy(model, self.tokenizer, self.name)
+
+
+def find_outline(name: str) -> Outline:
+    """Read what is known of a model: a folder, a run's folder, or a hub id.
+
+    Raises:
+        PolicyError: there is no such model, it is not a causal language model, or its
+            tokenizer is missing.
+    """
+    source = model_folder(name)
+    refuse_no_model(source)
+    try:
+        return _read(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unusable(source, error) from error
+
+
+def _read(source: str) -> Outline:
+    from transformers import AutoConfig, GenerationConfig
+
+    adapter = None
+    base = source
+    if (Path(source) / "adapter_config.json").exists():
+        from peft import PeftConfig
+
+        adapter = PeftConfig.from_pretrained(source)
+        base = str(adapter.base_model_name_or_path)
+    config = AutoConfig.from_pretrained(base)
+    try:
+        generation = GenerationConfig.from_pretrained(base)
+    except OSError:  # it has none: what the model's config says holds
+        generation = None
+    return Outline(config, load_tokenizer(source), source, generation, adapter)
+
+
+def give_shapes(model: nn.Module) -> None:
+    """Replace parameters on the meta device by fake ones on the CPU, and buffers by zeros."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and id(weight) not in made:
+                with fakes():
+                    empty = torch.empty(weight.shape, dtype=weight.dtype)
+                made[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
+            if weight is not None:
+                module._parameters[name] = made[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+
+
+def stand_in(
+    policy: Policy,
+    recipe: Recipe,
+    loss: Weighted,
+    *,
+    reference: Policy | None = None,
+    constraints: tuple[Constraint, ...] = (),
+    bf16: bool = False,
+) -> Learner:
+    """The learner that training would make, around a policy with fake parameters.
+
+    Args:
+        policy: of an `Outline`; changed in place.
+        recipe: what is trained and how.
+        loss: what it minimises.
+        reference: the other model, where the recipe names one.
+        constraints: what else it must keep.
+        bf16: compute in bf16, as an accelerator would.
+
+    Raises:
+        RecipeError, PolicyError: what training would raise.
+    """
+    here = {"device": "cpu", "precision": "auto", "offload_activations": False, "compile": False}
+    plain = recipe.model_copy(update={**here, "parallel": type(recipe.parallel)()})
+    if reference is not None:
+        freeze(reference)
+    with fakes():
+        learner = make_learner(policy, plain, loss, reference=reference, constraints=constraints)
+    for scorer in _scorers(learner):
+        scorer.precision = "bf16" if bf16 or recipe.weights == "bf16" else "fp32"
+        # Whether trees and rows agree takes numbers; nearly all models score trees.
+        scorer.sharing = "rows" if recipe.sharing == "off" else "trees"
+        scorer._head_known = True
+    return learner
+
+
+def _scorers(learner: Learner) -> list[Scorer]:
+    found = [learner.scorer]
+    if learner.reference is not None and learner.reference.score is not None:
+        found.append(learner.reference.score.scorer)
+    return found
+
+
+def _shorten(config: Any, depth: int) -> None:
+    """The same model with fewer layers of the same kinds, in the same order."""
+    before = config.num_hidden_layers
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == before:  # one for each layer
+            setattr(config, name, value[:depth])
+    config.num_hidden_layers = depth
+
+
+def _unusable(source: str, error: Exception) -> PolicyError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return PolicyError(
+        f"cannot load a causal language model from '{source}': {first}",
+        field="model",
+        value=source,
+        remedy="give an existing folder or a hub id; a folder needs the model's and the "
+        "tokenizer's files",
+    )
