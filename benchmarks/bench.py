@@ -48,17 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = ["--contenders", options.contenders] if options.contenders else []
     began = time.monotonic()
     budget = ["--budget", str(max(options.budget - KEPT, 0)), "--cases", options.cases]
+    failed = 0
     for script, more in (
         (versus, [*rows, *budget, *chosen]),
         (limit, rows),
         (growth, []),
     ):
         out = options.folder / f"{script.__name__}.json"
-        script.main([*every, *more, "--out", str(out)])
+        failed |= script.main([*every, *more, "--out", str(out)])
     tables.main(["--folder", str(options.folder)])
     minutes = (time.monotonic() - began) / 60
     say(f"{options.folder / 'README.md'} is written, after {minutes:.0f} min")
-    return 0
+    return failed
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from measuring import (
 )
 from tables import growth
 
-SCRIPTS = ("growth.py", "phases.py", "contenders.py", "workload.py", "measuring.py")
+SCRIPTS = ("growth.py", "phases.py", "contenders.py", "tasks.py", "workload.py", "measuring.py")
 #: everything has these lengths where it is not the length that grows
 EVEN = {"prompt": 128, "answer": 32, "prompt_spread": 0.05, "answer_spread": 0.05}
 
@@ -161,8 +161,8 @@ def measure(axis: str, point: Point, options: argparse.Namespace) -> Json:
 def train_on_file(folder: Path) -> Json:
     """Two steps on a file: what preparing it took, and the peak of the process."""
     import torch
-    from contenders import Meter
     from phases import Watch
+    from tasks import Meter
 
     from prefopt import DPOTrainer
 

@@ -4,7 +4,7 @@
     python benchmarks/limit.py --smoke
 
 The floor is what the matrix products that the work needs (`counting.py`) take at the rates
-measured for their shapes, in the same process and before and after the training. A real
+measured for their shapes, in the same process right after the training. A real
 `DPOTrainer.fit` is timed by phase with clocks around the engine's own functions, after a first
 `fit` on other rows, so that checks and first allocations are not in it. Where the rest goes
 is seen by PyTorch's profiler in a process of its own, since profiling costs time.

@@ -53,7 +53,7 @@ from measuring import (
 )
 from tables import versus_case
 
-SCRIPTS = ("versus.py", "cases.py", "contenders.py", "workload.py", "measuring.py")
+SCRIPTS = ("versus.py", "cases.py", "contenders.py", "tasks.py", "workload.py", "measuring.py")
 LOSS_TOLERANCE = 1e-3  # relative
 #: seconds that a fast contender is timed for, by going through the rows again, and how often
 LONG_ENOUGH, MOST_CYCLES = 6.0, 10
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.smoke:
         notes.append("a smoke run: that the contenders agree is real, its figures mean nothing")
     ends = time.monotonic() + 60 * options.budget
-    skipped = []
+    skipped, failed = [], []
     for case in options.cases:
         key = settings(case, contenders, options)
         known = stored(options.out, case, key)
@@ -77,11 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         else:
             minutes = min(left, key["minutes"])
-            known = measure(case, key, known, contenders, notes, minutes, options)
+            try:
+                known = measure(case, key, known, contenders, notes, minutes, options)
+            except SystemExit as error:  # the other cases may still be right
+                say(f"{case.name}: {error}")
+                failed.append(case.name)
+                continue
         print("\n".join(versus_case(case.name, known)))
     if skipped:
         say(f"out of time, and left for the next call: {', '.join(skipped)}")
-    return 0
+    if failed:
+        say(f"not measured, because something went wrong: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
