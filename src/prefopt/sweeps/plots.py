@@ -62,9 +62,9 @@ def levels(name: str, results: Iterable[Result], most: int) -> Levels:
         ordered = sorted(values, key=lambda written: float(values[written]))
     else:
         ordered = list(values)
-    parts = [list(part) for part in np.array_split(ordered, min(most, len(ordered)))]
+    parts = [list(part) for part in np.array_split(ordered, max(1, min(most, len(ordered))))]
     group = {str(written): index for index, part in enumerate(parts) for written in part}
-    labels = (str(p[0]) if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in parts)
+    labels = (str(p[0]) if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in parts if p)
     return Levels(name, tuple(labels), group)
 
 

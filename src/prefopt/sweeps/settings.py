@@ -200,7 +200,7 @@ def make_sweep(
         file = SweepFile.model_validate(dict(document))
     except ValidationError as error:
         refusal = explain(error, SweepFile, document, {}, path, rows)
-        if error.errors()[0]["type"] == "missing":
+        if " is missing: " in refusal.message:
             refusal.remedy = f"set {refusal.field} in the sweep file"
         raise refusal from None
     sweep = Sweep(
@@ -237,7 +237,7 @@ def _space(name: str, value: Any, path: str | None, rows: Mapping[str, int]) -> 
         refusal = explain(error, model, value, {}, None, {})
         inside = f"{key}.{refusal.field}"
         refusal.file, refusal.row = path, rows.get(inside, rows.get(key))
-        if error.errors()[0]["type"] == "missing":
+        if " is missing: " in refusal.message:
             refusal.remedy = f"set {refusal.field} in {key}"
         refusal.field = inside
         raise refusal from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ from prefopt.errors import MissingExtraError
 from prefopt.sweeps.choosing import Standing
 from prefopt.sweeps.points import Point, rounded
 from prefopt.sweeps.settings import Range, Space, Sweep
-
-#: attribute of a suggestion: nats beyond the budget, at most 0 within it
-_BEYOND = "kl_beyond_budget"
 
 
 def check_optuna() -> None:
@@ -74,10 +70,13 @@ class Suggested:
         )
         # A generator that began anew would repeat the first draws of a study that goes on.
         done = len(self._study.trials)
-        self._study.sampler = _sampler(
-            optuna, (sweep.file.seed or 0) + done, constrained=goal.kl_budget is not None
-        )
-        self._open = [(t.number, dict(t.params)) for t in self._study.trials if _under_way(t)]
+        self._study.sampler = optuna.samplers.TPESampler(seed=(sweep.file.seed or 0) + done)
+        self._asked: dict[int, Any] = {}
+        self._open = [
+            optuna.trial.Trial(self._study, trial._trial_id)
+            for trial in self._study.trials
+            if not trial.state.is_finished()
+        ]
 
     def ask(self) -> tuple[int, Point] | None:
         """The number and point of the next suggestion; None when there were enough.
@@ -85,11 +84,12 @@ class Suggested:
         Those that an earlier process asked for and never told come first.
         """
         if self._open:
-            number, chosen = self._open.pop(0)
-            return number, self._point(chosen)
-        if len(self._study.trials) >= (self._sweep.file.trials or 0):
+            trial = self._open.pop(0)
+        elif len(self._study.trials) < (self._sweep.file.trials or 0):
+            trial = self._study.ask(self._space)
+        else:
             return None
-        trial = self._study.ask(self._space)
+        self._asked[trial.number] = trial
         return trial.number, self._point(trial.params)
 
     def tell(self, number: int, standing: Standing) -> None:
@@ -100,8 +100,7 @@ class Suggested:
             return
         budget = self._sweep.file.goal.kl_budget
         if budget is not None and standing.kl is not None:
-            identity = self._study.trials[number]._trial_id
-            self._study._storage.set_trial_user_attr(identity, _BEYOND, standing.kl.mean - budget)
+            self._asked[number].set_constraint("kl", standing.kl.mean - budget)
         self._study.tell(number, standing.value.mean)
 
     def _point(self, chosen: Mapping[str, Any]) -> Point:
@@ -113,17 +112,6 @@ class Suggested:
         }  # fmt: skip
 
 
-def _sampler(optuna: Any, seed: int, *, constrained: bool) -> Any:
-    def beyond(trial: Any) -> tuple[float]:
-        return (float(trial.user_attrs.get(_BEYOND, 0.0)),)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed, constraints_func=beyond if constrained else None
-        )
-
-
 def _distribution(space: Space) -> Any:
     """A range as it is; values as their places in the list, so that any value may be one."""
     import optuna
@@ -133,7 +121,3 @@ def _distribution(space: Space) -> Any:
             return optuna.distributions.FloatDistribution(space.low, space.high, log=space.log)
         return optuna.distributions.IntDistribution(0, len(space.values) - 1)
     return optuna.distributions.CategoricalDistribution(tuple(range(len(space.values))))
-
-
-def _under_way(trial: Any) -> bool:
-    return str(trial.state.name) in ("RUNNING", "WAITING")

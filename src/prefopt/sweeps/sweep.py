@@ -80,8 +80,7 @@ def run_sweep(sweep: Sweep, *, retry: bool = False, progress: bool = True) -> Sw
             schedule.work()
             chosen = ledger.best
             if chosen is not None and sweep.file.test_data is not None:
-                console.print("measuring the winner on test_data", soft_wrap=True)
-                ledger.test = measure_winner(ledger, chosen)
+                ledger.test = measure_winner(ledger, chosen, console.print)
         finally:
             ledger.write()
             write_page(ledger)

@@ -7,6 +7,7 @@ took no part in the choice says what the winner is worth.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from prefopt.sweeps.schedule import POLL
 from prefopt.sweeps.trials import Trial
 
 #: what is reported of each kind of measurement, and how it is called
-SCORED = ("accuracy", "margin")
-SAMPLED = ("reward_after", "reward_before", "win_rate", "kl")
+SCORED: tuple[str, ...] = ("accuracy", "margin")
+SAMPLED: tuple[str, ...] = ("reward_after", "reward_before", "win_rate", "kl")
 
 
-def measure_winner(ledger: Ledger, standing: Standing) -> dict[str, Any]:
+def measure_winner(
+    ledger: Ledger, standing: Standing, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Measure every seed of the winner on `test_data`; what was measured before is kept.
 
     Comparisons are scored where the goal is one of the evaluation data; where it is one of
@@ -44,11 +47,14 @@ def measure_winner(ledger: Ledger, standing: Standing) -> dict[str, Any]:
     }
     if ledger.test is not None and all(ledger.test.get(k) == v for k, v in about.items()):
         return dict(ledger.test)
+    say(f"measuring the winner on {data}")
     scored = ledger.sweep.file.goal.name.startswith("eval.")
     make, names = (_score, SCORED) if scored else (_judge, SAMPLED)
     documents = [
         _done(ledger, result.trial, make(ledger, result.trial, data)) for result in standing.results
     ]
+    wanted = ledger.sweep.file.goal.measure  # comes first, however it is called here
+    names = tuple(sorted(names, key=lambda name: name not in (wanted, f"{wanted}_after")))
     means = {name: Mean.of([document[name] for document in documents]) for name in names}
     return {**about, "measures": {name: mean and mean.to_dict() for name, mean in means.items()}}
 
