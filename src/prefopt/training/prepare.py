@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
+
 from prefopt.constraints import Constraint, Measure, constrain
 from prefopt.engine.cache import ScoreCache
 from prefopt.engine.logps import FrozenScorer, Precision, Scorer
@@ -42,7 +44,15 @@ from prefopt.training.references import (
     score_examples,
 )
 from prefopt.training.scoring import OF_REFERENCE, Scoring
-from prefopt.training.sharding import copy_of, home_of, last_of_step, load_for, spread_out
+from prefopt.training.sharding import (
+    check_sharding,
+    copy_of,
+    home_of,
+    last_of_step,
+    let_go,
+    load_for,
+    spread_out,
+)
 
 
 @dataclass
@@ -149,6 +159,7 @@ def make_learner(
     """
     device = home_of(policy, recipe)
     spread = make_spread(recipe.parallel, device)
+    check_sharding(recipe, spread)
     if device.type == "cpu":
         keep_freed_memory()
     policy.model.eval()
@@ -213,10 +224,14 @@ def make_job(learner: Learner, data: Prepared, evaluation: Prepared | None = Non
     assert recipe.learning_rate is not None
     if evaluation is not None:
         adopt_sources(evaluation, data)
+    score = _scoring(learner)
+    if learner.spread.readers > 1:
+        _decide(learner, data)
+    let_go(learner.policy.model)  # the optimizer is over the shards
     return Job(
         examples=data.examples,
         steps=data.steps,
-        score=_scoring(learner),
+        score=score,
         loss=learner.loss,
         optimizer=make_optimizer(
             learner.policy.model.parameters(),
@@ -244,6 +259,17 @@ def make_job(learner: Learner, data: Prepared, evaluation: Prepared | None = Non
         reference_every=recipe.reference.update_every,
         checkpoint_every=recipe.checkpoint_every,
     )
+
+
+@torch.no_grad()
+def _decide(learner: Learner, data: Prepared) -> None:
+    """Decide how completions are scored on what all processes have, before each has its own."""
+    groups = [data.examples.group(position) for position in data.steps[0].microbatches[0]]
+    learner.scorer.check(groups)
+    reference = learner.reference.score if learner.reference is not None else None
+    if reference is not None:
+        with reference.state():
+            reference.scorer.check(groups)
 
 
 def make_lasting(learner: Learner) -> FrozenScorer:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefopt.errors import PolicyError, RecipeError
+from prefopt.errors import RecipeError
 from prefopt.policies.adapters import has_adapter
 from prefopt.policies.computing import Whole, hold, holder_of, shape_of
 from prefopt.policies.load import (
@@ -30,6 +30,8 @@ from prefopt.training.distributed import by_main, processes
 from prefopt.training.parallel import Spread
 
 META = torch.device("meta")
+#: optimizers that treat every number by itself, so that one in shards is the same
+_BY_ELEMENT = ("adamw", "rmsprop")
 
 
 def load_for(name: str, recipe: Recipe, **options: Any) -> Policy:
@@ -63,6 +65,27 @@ def home_of(policy: Policy, recipe: Recipe) -> torch.device:
     return usable_device(recipe.device)
 
 
+def check_sharding(recipe: Recipe, spread: Spread) -> None:
+    """Refuse what needs the whole of a weight where no process has it.
+
+    Raises:
+        RecipeError: an optimizer or weights that cannot be sharded.
+    """
+    optimizer = recipe.optimizer.name
+    for field, value, sharded in (
+        ("optimizer", optimizer, optimizer in _BY_ELEMENT),
+        ("weights", recipe.weights, recipe.weights == "fp32"),
+        ("quantize", recipe.quantize, recipe.quantize is None),
+    ):
+        if spread.sharded and not sharded:
+            raise RecipeError(
+                f"{field}: {value} cannot be had with weights in shards",
+                field=field,
+                value=value,
+                remedy=f"leave out {field}, or set parallel: ddp",
+            )
+
+
 def spread_out(model: Any, spread: Spread, device: torch.device) -> None:
     """Give a model to the engine of its strategy, in place.
 
@@ -72,14 +95,26 @@ def spread_out(model: Any, spread: Spread, device: torch.device) -> None:
         device: where it is computed.
 
     Raises:
-        PolicyError, RecipeError: this model cannot be spread this way.
+        RecipeError: this model cannot be spread this way.
     """
+    if holder_of(model) is not None:  # from an earlier training of the same object
+        return
     if spread.strategy == "ddp":
         if any(weight.requires_grad for weight in model.parameters()):
             hold(model, _replicated(model))
         return
     if not spread.sharded:
         return
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise RecipeError(
+                f"only float32 weights can be sharded, and {name} is {weight.dtype}".replace(
+                    "torch.", ""
+                ),
+                field="parallel.strategy",
+                value=spread.strategy,
+                remedy="set parallel: ddp, or leave out what makes weights small",
+            )
     shape = shape_alone(model)
     whole = _handed_out(model)
     if spread.split is not None:
@@ -179,14 +214,6 @@ def _shard(model: Any, held: Any, spread: Spread) -> None:
     from torch.distributed.fsdp import fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    for name, weight in model.named_parameters():
-        if not weight.is_floating_point():
-            raise PolicyError(
-                f"quantised weights cannot be sharded: {name} is {weight.dtype}",
-                field="parallel.strategy",
-                value=spread.strategy,
-                remedy="set parallel: ddp",
-            )
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             fully_shard(module, mesh=spread.shards, reshard_after_forward=spread.reshard)
