@@ -21,12 +21,14 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, islice
 from math import log
 from pathlib import Path
 from typing import Any
 
 EOS, PAD = "<|end|>", "<|pad|>"
+#: groups that a tokenizer is trained on, of however many
+TOKENIZER_TEXTS = 3000
 _TURN = "\n\nAssistant:"
 #: lengths in a smoke run, where a word is several tokens
 SHORT = {"prompt": 12, "answer": 6, "prompt_spread": 0.5, "answer_spread": 0.5}
@@ -115,9 +117,11 @@ def prepare(
     """
     wanted = -(-count // kind.pairs)
     file = rows if kind.from_file else None
-    candidates = generate(kind, 2 * wanted + 50, seed) if file is None else list(read_hh(file))
+    candidates = (
+        generate(kind, wanted + wanted // 4 + 50, seed) if file is None else list(read_hh(file))
+    )
     texts = ("".join((group.prompt, *group.completions)) for group in candidates)
-    tokenizer = train_tokenizer(texts, size.vocabulary)
+    tokenizer = train_tokenizer(islice(texts, TOKENIZER_TEXTS), size.vocabulary)
     random.Random(seed).shuffle(candidates)
     groups: dict[str, Group] = {}
     for group in candidates:
