@@ -156,7 +156,7 @@ ADAPTERS: Mapping[str, AdapterKind] = {
         fixed={"init_ia3_weights": (True,)}, quantized=_BITS,
     ),
     "ln_tuning": AdapterKind("LNTuningConfig", "a copy of the norms", "arXiv:2312.11420",
-                             quantized=_BITS),
+                             quantized=_BITS, start=1e-4),
     "oft": _inside("OFTConfig", "rotations, in blocks", "arXiv:2306.07280",
                    refused={"r": "give oft_block_size"}, quantized=_BITS),
     "boft": _inside("BOFTConfig", "rotations, in butterflies", "arXiv:2311.06243"),

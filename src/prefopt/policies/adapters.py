@@ -8,7 +8,6 @@ does not hold for is refused here rather than trained against a wrong reference.
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -22,14 +21,11 @@ from prefopt.policies import prompts
 from prefopt.policies.adapter_table import ADAPTERS, NOT_HERE, REFUSED_EVERYWHERE, AdapterKind
 from prefopt.policies.load import Policy
 from prefopt.policies.quantized import quantization_of
+from prefopt.policies.quiet import quietly
 from prefopt.policies.switches import adapter_off, has_adapter, is_soft_prompt
 from prefopt.recipe import AdapterChoice
 
 __all__ = ["adapter_off", "attach_adapter", "has_adapter", "kind_of", "settled", "train_adapter"]
-
-#: warnings of PEFT about what it does right by itself: an adapter beside a tied layer leaves the
-#: tie alone, GPT-2's transposed layers are recognised, and an old name still works
-_HARMLESS = (".*tie_word_embeddings", "fan_in_fan_out is set to", "`is_gradient_checkpointing`")
 
 #: settings of an adapter that not every one reads
 _SETTINGS = ("rank", "alpha", "target_modules", "virtual_tokens", "init_text")
@@ -66,9 +62,7 @@ def attach_adapter(policy: Policy, choice: AdapterChoice, *, seed: int = 0) -> P
     _refuse_quantized(choice.name, kind, base)
     _make_path_absolute(base)
     devices = [base.device] if base.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        for harmless in _HARMLESS:
-            warnings.filterwarnings("ignore", message=harmless)
+    with torch.random.fork_rng(devices=devices), quietly():
         torch.manual_seed(seed)
         words = prompts.first_words(policy, choice) if kind.start_from_text else None
         config = _config_of(choice, kind, base, words)

@@ -11,6 +11,7 @@ from torch import nn
 
 from prefopt.errors import PolicyError
 from prefopt.policies import quantized
+from prefopt.policies.quiet import quietly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,7 +105,8 @@ def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
         loader: Any = AutoPeftModelForCausalLM
     else:
         loader = AutoModelForCausalLM
-    model = loader.from_pretrained(source, dtype=torch.float32, **options)
+    with quietly():
+        model = loader.from_pretrained(source, dtype=torch.float32, **options)
     return model, load_tokenizer(source)
 
 

@@ -9,7 +9,6 @@ trainable.) A soft prompt has no layers: the model itself remembers.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from prefopt.policies.fingerprint import START
+from prefopt.policies.quiet import quietly
 
 _OFF = "_prefopt_prompt_off"
 
@@ -71,9 +71,7 @@ def keep_start(model: Any) -> None:
     config = copy.deepcopy(model.peft_config[name])
     config.inference_mode = True
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), warnings.catch_warnings():
-        # PEFT speaks of a second adapter as if the first were to be replaced.
-        warnings.simplefilter("ignore")
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), quietly():
         weights = {
             key: value.clone()
             for key, value in get_peft_model_state_dict(

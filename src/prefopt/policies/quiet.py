@@ -1,0 +1,28 @@
+"""What PEFT warns of while it does the right thing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: an adapter beside a tied layer leaves the tie alone; GPT-2's transposed layers are recognised;
+#: an old name still works; norms of every kind are copied, whatever their class; BOFT computes
+#: without its own kernel
+_HARMLESS = (
+    ".*tie_word_embeddings",
+    "fan_in_fan_out is set to",
+    "`is_gradient_checkpointing`",
+    "Unsupported layer type",
+    "Failed to load the CUDA extension",
+    "Setting boft_n_butterfly_factor to 1",
+)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without those warnings, for the length of a `with` block."""
+    with warnings.catch_warnings():
+        for harmless in _HARMLESS:
+            warnings.filterwarnings("ignore", message=harmless)
+        yield
