@@ -296,7 +296,8 @@ def measure(contender: str, task: Task) -> dict[str, Any]:
     seconds = meter.ends[-1] - begin
     pairs = (task.steps - task.warmup) * task.batch
     once = task.warmup + task.timed  # steps of a job that visits each row once
-    whole = outcome.prepared + meter.ends[once - 1] - meter.started
+    prepared = outcome.prepared * len(task.rows) / len(task.order)
+    whole = prepared + meter.ends[once - 1] - meter.started
     return {
         "contender": contender,
         "seconds": seconds,

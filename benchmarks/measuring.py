@@ -83,13 +83,17 @@ def versions(packages: Iterable[str] = PACKAGES) -> Json:
 
 
 def commit() -> str | None:
-    """The commit measured, with a + where files differ from it."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    """The commit measured, with a + where the code differs from it."""
+    git = ["git", "-C", str(HERE.parent)]
+    measured = ["src", "benchmarks", ":!benchmarks/results"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        named = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True)
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *measured])
     except FileNotFoundError:
         return None
-    return done.stdout.strip() or None
+    if named.returncode:
+        return None  # no repository
+    return named.stdout.decode().strip() + ("+" if clean.returncode else "")
 
 
 @cache
