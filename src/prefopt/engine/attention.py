@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from prefopt.engine.forest import Forest
+from prefopt.engine.fused import fused
 from prefopt.engine.kernel_choice import PLAIN, KernelChoice
 from prefopt.engine.kernels import WHOLE, Kernel
-from prefopt.engine.segments import SegmentAttention
 from prefopt.engine.tree_mask import TreeMask
 
 NAME = "prefopt_trees"
@@ -116,7 +116,8 @@ def attending_to_trees(model: Any) -> Iterator[None]:
     try:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation_internal = NAME if name != "eager" else f"{NAME}_eager"
-        yield
+        with fused(model):
+            yield
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation_internal = name
@@ -134,10 +135,6 @@ def _by_segment(
 
     With a module, its model's own eager function does the arithmetic.
     """
-    if module is None and query.device.type == "cpu":
-        settings = _sdpa_options(query, key, options)
-        rows = (t.transpose(1, 2) for t in (query, key, value))
-        return SegmentAttention.apply(*rows, mask, settings["scale"])  # type: ignore[no-any-return, no-untyped-call]
     # One split and one cat a tensor: slices would each make a gradient of the full size.
     lengths = list(mask.forest.lengths)
     queries, keys, values = (torch.split(t, lengths, dim=2) for t in (query, key, value))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prefopt.engine import attention, checkpointing
 from prefopt.engine.forest import build_forest, pack
+from prefopt.engine.head import head_logps
 from prefopt.engine.kernel_choice import KernelChoice
 from prefopt.engine.predictors import Predictors, padded, through_rows, through_trees
 from prefopt.engine.soft_prompts import row_logits
@@ -172,7 +173,8 @@ class Scorer:
         """(U, V) float32 logits of (U, d) outputs of the decoder."""
         base = base_model(self.model)
         finish = logit_transform(base.config.get_text_config())
-        return finish(base.get_output_embeddings()(hidden).float())
+        logits: Tensor = base.get_output_embeddings()(hidden).float()
+        return logits if finish is None else finish(logits)
 
     def _chunk(self, kept: int) -> int:
         """Tokens whose logits fit the budget, where those of `kept` models are there at once."""
@@ -182,12 +184,21 @@ class Scorer:
     def _token_logps(self, predictors: Predictors) -> Tensor:
         """(S,) log-probabilities of the scored tokens."""
         (logps,) = in_chunks(
-            lambda hidden, words: (token_logps(self._logits(hidden), words),),
+            lambda hidden, words: (self._logps(hidden, words),),
             self._chunk(1),
             predictors.hidden,
             predictors.targets,
         )
         return predictors.each_token(logps)
+
+    def _logps(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """(U,) log-probabilities of words after (U, d) outputs of the decoder."""
+        base = base_model(self.model)
+        if logit_transform(base.config.get_text_config()) is None:
+            logps = head_logps(base.get_output_embeddings(), hidden, words)
+            if logps is not None:
+                return logps
+        return token_logps(self._logits(hidden), words)
 
     def _reader(
         self, names: Collection[str], reference: FrozenScorer | None

@@ -116,12 +116,12 @@ def in_chunks(
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 
-def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
-    """What a model does to its logits after the head: soft caps and scales."""
+def logit_transform(config: Any) -> Callable[[Tensor], Tensor] | None:
+    """What a model does to its logits after the head, if anything: soft caps and scales."""
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
         return lambda logits: cap * torch.tanh(logits / cap)
     if scale := getattr(config, "logit_scale", None):  # Cohere
         return lambda logits: logits * scale
     if divisor := getattr(config, "logits_scaling", None):  # Granite
         return lambda logits: logits / divisor
-    return lambda logits: logits
+    return None
