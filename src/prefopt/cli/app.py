@@ -148,7 +148,7 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     remedy = None if asked else "set PREFOPT_DEBUG=1 and run it again to see the traceback"
     wrapped = PrefoptError(f"unexpected {type(error).__name__}: {first}", remedy=remedy)
     if _speaks(error):
-        show_error(wrapped, as_json=as_json, kind=type(error).__name__)
+        show_error(wrapped, as_json=as_json, kind=type(error).__name__, code=1)
     return 1
 
 

@@ -57,11 +57,20 @@ def show(outcome: Outcome, *, as_json: bool) -> None:
         console.print(part, soft_wrap=isinstance(part, str))
 
 
-def show_error(error: PrefoptError, *, as_json: bool, kind: str | None = None) -> None:
-    """Print an error: as JSON on stdout, with its type or another word, or for people on stderr."""
+def show_error(
+    error: PrefoptError, *, as_json: bool, kind: str | None = None, code: int | None = None
+) -> None:
+    """Print an error: as JSON on stdout, or for people on stderr.
+
+    Args:
+        error: what went wrong.
+        as_json: one object instead of text.
+        kind: its type, if another word than its class.
+        code: the exit code it comes with, if another than its class has.
+    """
     document = error.to_dict() if kind is None else {**error.to_dict(), "type": kind}
     if LAUNCHER in os.environ:
-        _relay({"error": document})
+        _relay({"error": document, "code": error.exit_code if code is None else code})
         return
     if as_json:
         print_json({"error": document})

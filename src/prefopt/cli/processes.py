@@ -122,7 +122,7 @@ def in_processes(
 
 def _error(said: Mapping[str, Any], ended: Ended, run: Run) -> PrefoptError:
     if "error" in said:
-        return ToldError(said["error"], ended.code or 1)
+        return ToldError(said["error"], said["code"])
     path = run.last_checkpoint
     remedy = (
         f"the same command goes on from the last checkpoint, {path}"
