@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-from prefopt.engine import kernels
+from prefopt.engine import kernel_choice, kernels
 from prefopt.engine.attention import KERNELS
 from prefopt.engine.forest import build_forest
 from prefopt.engine.kernel_choice import KernelChoice
@@ -222,6 +222,35 @@ def test_what_is_made_once_a_forest_is_divided_among_the_layers() -> None:
         measured(choice, {"segments": Once()}, mask_of())
     cost, shared = (float(choice.measured["here"]["segments"]) for choice in (one, many))
     assert cost > 3 * shared
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [(False, "fp32"), (True, "fp32"), (2, "bf16"), ("selective", "bf16")],
+)
+def test_measuring_leaves_the_forward_pass_around_it_alone(
+    kind: Any, precision: Any, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks, modes and autocast would count what is measured as part of the layer."""
+    model, groups = make_model("qwen3", num_hidden_layers=3), token_groups()
+    model.train()
+    scorer = Scorer(model, precision=precision)
+    scorer.kernels.always = "mask"
+    expected = gradients(model, scorer(groups))
+    monkeypatch.setattr(kernel_choice, "SETTLED", ())
+    monkeypatch.setattr(kernels, "_varlen_attn", lambda: broken)
+    scorer = Scorer(model, precision=precision)
+    if kind:
+        scorer.enable_checkpointing(kind)
+    scores = scorer(groups)
+    (name,) = scorer.kernels.chosen  # measured once, on the first layer
+    assert name == ("float32 causal" if precision == "fp32" else "bfloat16 causal")
+    assert {"segments", "mask"} <= {
+        kernel for kernel, ms in scorer.kernels.measured[name].items() if isinstance(ms, float)
+    }
+    found = gradients(model, scores)
+    allowed = 1e-5 if precision == "fp32" else 0.1  # either kernel may be the faster one
+    assert float((found - expected).norm() / expected.norm()) < allowed
 
 
 def test_on_a_cpu_nothing_is_measured(make_model: Callable[..., Any]) -> None:

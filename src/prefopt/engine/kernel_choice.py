@@ -4,10 +4,15 @@ On a CPU it is settled: segments (docs/experiments.md). Elsewhere each kernel co
 first layer of the first forest, forward and backward, beside the segments, which are the
 plain way. One that cannot, or whose result is another, is out; of the rest the fastest is
 kept for the whole run, for the layers with the same kind of rule and the same dtype.
+
+It is measured in a thread of its own, in the middle of a forward pass: what surrounds that
+(autocast, the hooks and modes of gradient checkpointing) belongs to its thread, and must not
+take the measurement for a part of the model.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +30,8 @@ TOLERANCE = 2e-2
 REPEATS = 3
 
 PLAIN = "segments"
+#: devices where the plain kernel is the fastest
+SETTLED = ("cpu",)
 
 
 class KernelChoice:
@@ -61,8 +68,14 @@ class KernelChoice:
         kind = _kind(query, mask)
         if kind not in self.chosen:
             self.chosen[kind] = PLAIN
-            if query.device.type != "cpu":
-                self._measure(kind, table, (query, key, value), mask, settings)
+            if query.device.type not in SETTLED:
+                alone = threading.Thread(
+                    target=self._measure,
+                    args=(kind, table, (query, key, value), mask, settings),
+                )
+                _now()  # what the tensors are made of is done
+                alone.start()
+                alone.join()
         return table[self.chosen[kind]]
 
     def to_json(self) -> dict[str, Any]:
@@ -83,10 +96,14 @@ class KernelChoice:
         settings: Mapping[str, Any],
     ) -> None:
         """Fill in `chosen` and `measured` for one kind of layer."""
-        plain = _run(table[PLAIN], tensors, mask, settings)
+        if (index := tensors[0].device.index) is not None:  # a thread begins on the first one
+            torch.accelerator.set_device_index(index)
         found: dict[str, float | str] = {}
-        for name, kernel in table.items():
+        plain: list[Tensor] = []
+        for name in sorted(table, key=lambda name: name != PLAIN):
+            kernel = table[name]
             try:  # whatever a kernel fails with, the others compute the same
+                plain = plain or _run(kernel, tensors, mask, settings)
                 error = _distance(_run(kernel, tensors, mask, settings), plain)
                 if error <= TOLERANCE:
                     found[name] = 1e3 * self._seconds(kernel, tensors, mask, settings)
