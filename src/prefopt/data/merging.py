@@ -20,6 +20,7 @@ from prefopt.data.aggregate import comparisons_from_votes
 from prefopt.errors import DataError
 from prefopt.records import Completion, Group, Prompt
 
+_AT_ONCE = 1 << 16  # rows that are counted at once
 _RECENT = 1 << 16  # hashes among which a second one is noticed at once
 
 
@@ -100,13 +101,18 @@ class Plan:
         new = np.ones(len(hashes), dtype=bool)  # begins a bucket
         np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
         del ascending, hashes
-        alone = new & np.append(new[1:], True)
-        number = np.cumsum(new & ~alone, dtype=np.int32)
+        alone = new.copy()
+        alone[:-1] &= new[1:]
+        np.logical_and(new, ~alone, out=new)
+        number = np.cumsum(new, dtype=np.int32)
         number -= 1
-        sizes = np.bincount(number[~alone]).astype(np.int32)
+        sizes = np.zeros(int(number[-1]) + 1, dtype=np.int32)
         number[alone] = -1
         bucket = np.empty_like(number)
         bucket[order] = number
+        for start in range(0, len(bucket), _AT_ONCE):
+            part = bucket[start : start + _AT_ONCE]
+            np.add.at(sizes, part[part >= 0], 1)
         return cls(len(bucket), bucket, sizes)
 
     def merge(self, rows: Iterator[tuple[Group, bool]]) -> Iterator[Group]:
