@@ -1,24 +1,23 @@
-"""Several trainings in one process of several, or alone; what they came to, as rank 0 sees it.
+"""Trainings in processes that meet once, or alone; what they came to, as rank 0 sees it.
 
-    python spreading.py CASES OUT         (with torchrun's environment, or none)
+    python spreading.py CASES OUT         (with torchrun's environment)
 
-CASES is a JSON file: name → the overrides of a recipe, and beside them what `_Case` knows.
-OUT gets, by name, the metrics of every step, the final model's weights and what went wrong.
+CASES is a JSON file: name → a `Case`. OUT gets, by name, the metrics of every step, the final
+model's weights, and what went wrong.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 
 @dataclass
@@ -27,49 +26,54 @@ class Case:
 
     Attributes:
         settings: overrides of the recipe.
-        stop_at: die before this step, as a killed process would, and leave its checkpoint.
-        show: also note what this process's micro-batches were.
+        stop_at: die before the step that follows so many, and leave the last checkpoint.
+        copy: the folder of a training that this one goes on with, in a copy of it.
     """
 
     settings: dict[str, Any]
     stop_at: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    copy: str | None = None
 
 
 def run(folder: Path, cases: dict[str, Case], processes: int) -> dict[str, Any]:
-    """The cases in so many processes that join once; what they came to."""
+    """The cases in so many processes, what each came to; one process is this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes == 1:
+        return {name: train_case(vars(case)) for name, case in cases.items()}
     import torch
 
-    folder.mkdir(parents=True, exist_ok=True)
     tasks, out = folder / "cases.json", folder / "out.pt"
     tasks.write_text(json.dumps({name: vars(case) for name, case in cases.items()}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "PREFOPT_CACHE": folder / "cache",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PREFOPT_PATIENCE": 100,
     }  # fmt: skip
-    started = []
-    for rank in range(processes):
-        place = {**shared, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, __file__, str(tasks), str(out)],
-                env={**os.environ, **{key: str(value) for key, value in place.items()}},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tasks), str(out)],
+            env={
+                **os.environ,
+                **{key: str(value) for key, value in shared.items()},
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        for rank in range(processes)
+    ]
     said = [process.communicate(timeout=400)[0] for process in started]
-    for process, text in zip(started, said, strict=True):
-        assert process.returncode == 0, "\n\n".join(said)
+    assert not any(process.returncode for process in started), "\n\n".join(said)
     result: dict[str, Any] = torch.load(out, weights_only=False)
     return result
 
 
-def _one(case: dict[str, Any]) -> dict[str, Any]:
+def train_case(case: dict[str, Any]) -> dict[str, Any]:
+    """One training of this process, or of all that met."""
     from unittest.mock import patch
 
     from prefopt.errors import PrefoptError
@@ -79,34 +83,42 @@ def _one(case: dict[str, Any]) -> dict[str, Any]:
     from prefopt.training.train import train
 
     settings = {"device": "cpu", **case["settings"]}
+    out = Path(settings["out"])
+    if case["copy"] is not None:
+        distributed.by_main(lambda: shutil.copytree(case["copy"], out))
     real = loop.accumulate
-    seen: list[Any] = []
+    pieces: list[list[bool]] = []
 
     def accumulate(job: Any, step: Any, state: Any) -> Any:
         if state.step == case["stop_at"]:
             raise RuntimeError("killed")
-        seen.append([counts for _, counts in job.spread.share(step.pieces(job.spread.readers))])
+        pieces.append([counts for _, counts in job.spread.share(step.pieces(job.spread.readers))])
         return real(job, step, state)
 
     result: dict[str, Any] = {}
     with patch.object(loop, "accumulate", accumulate):
         try:
-            result["result"] = train(load_recipe(None, settings), progress=False).to_dict()
+            train(load_recipe(None, settings), progress=False)
         except PrefoptError as error:
             result["error"] = str(error)
         except RuntimeError as error:
             if str(error) != "killed":
                 raise
-    result["counts"] = distributed.gather(seen)
+    for thread in threading.enumerate():
+        if thread.name.startswith("checkpoint"):
+            thread.join()
+    result["pieces"] = distributed.gather(pieces)
+    result["errors"] = distributed.gather(result.get("error"))
     if distributed.main():
-        folder = Path(settings["out"])
-        if (folder / "metrics.jsonl").exists():
-            lines = (folder / "metrics.jsonl").read_text().splitlines()
+        if (out / "metrics.jsonl").exists():
+            lines = (out / "metrics.jsonl").read_text().splitlines()
             result["metrics"] = [json.loads(line) for line in lines]
-        if (folder / "model").exists():
-            model = load_policy(folder / "model", device="cpu").model
+        result["checkpoints"] = sorted(path.name for path in out.glob("checkpoints/*step-*"))
+        if (out / "model").exists():
+            model = load_policy(out / "model", device="cpu").model
             result["weights"] = {n: w.detach().clone() for n, w in model.state_dict().items()}
-            result["manifest"] = json.loads((folder / "manifest.json").read_text())
+            manifest = json.loads((out / "manifest.json").read_text())
+            result["fingerprint"] = manifest["result"]["fingerprint"]
     return result
 
 
@@ -118,7 +130,7 @@ def main(tasks: str, out: str) -> None:
     torch.set_num_threads(1)
     with distributed.start():
         cases = json.loads(Path(tasks).read_text())
-        results = {name: _one(case) for name, case in cases.items()}
+        results = {name: train_case(case) for name, case in cases.items()}
         if distributed.main():
             torch.save(results, out)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+_T = TypeVar("_T", bound=Tensor)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
@@ -19,8 +21,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     gradients are as good as lost.
     """
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
-    groups = _by_mesh(gradients)
-    if list(groups) == [None]:
+    groups = by_mesh(gradients)
+    if groups.keys() <= {None}:
         return float(clip_grad_norm_(parameters, max_norm))
     norms = [_whole(get_total_norm(group)) for group in groups.values()]
     norm = math.hypot(*(float(norm) for norm in norms))
@@ -31,12 +33,15 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     return norm
 
 
-def _by_mesh(gradients: Sequence[Tensor]) -> dict[Any, list[Tensor]]:
-    """Gradients by the device mesh that they are sharded over, None for those that are not."""
-    groups: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        groups.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
-    return groups or {None: []}
+def by_mesh(tensors: Sequence[_T]) -> dict[Any, list[_T]]:
+    """Tensors by the device mesh that they are sharded over, None for those that are not.
+
+    One operation on many tensors takes those of one mesh only.
+    """
+    groups: dict[Any, list[_T]] = {}
+    for tensor in tensors:
+        groups.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
+    return groups
 
 
 def _whole(norm: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 
 from prefopt.errors import MissingExtraError, RecipeError
 from prefopt.recipe import OptimizerChoice
+from prefopt.training.clipping import by_mesh
 from prefopt.training.stochastic import StochasticAdamW
 
 Groups: TypeAlias = list[dict[str, Any]]
@@ -57,10 +58,10 @@ def make_optimizer(
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
     vectors = [parameter for parameter in trainable if parameter.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": alike, "weight_decay": decay}
+        for kind, decay in ((matrices, weight_decay), (vectors, 0.0))
+        for alike in by_mesh(kind).values()
     ]
-    groups = [group for group in groups if group["params"]]
     if any(parameter.dtype == torch.bfloat16 for parameter in trainable):
         if choice.name != "adamw":
             raise RecipeError(

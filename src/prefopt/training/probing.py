@@ -113,7 +113,7 @@ def first_running(learner: Learner, data: Prepared) -> tuple[dict[str, Any], Rec
     assert recipe.probe is not None
     frozen = make_lasting(learner)
     policy = learner.policy
-    groups = [group for group in data.examples.groups if group.comparisons]
+    groups = (group for group in data.examples.groups if group.comparisons)
     with frozen.state():
         record = solve_multipliers(
             Policy(frozen.scorer.model, policy.tokenizer, policy.name),
