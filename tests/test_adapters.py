@@ -12,7 +12,7 @@ import torch
 
 from prefopt.engine.logps import completion_logps
 from prefopt.errors import PolicyError, RecipeError
-from prefopt.policies.adapter_table import ADAPTERS, NOT_HERE, REFUSED_EVERYWHERE
+from prefopt.policies.adapter_table import ADAPTERS, NOT_HERE, REFUSED_EVERYWHERE, AdapterKind
 from prefopt.policies.adapters import attach_adapter, settled, train_adapter
 from prefopt.policies.export import export_model
 from prefopt.policies.fingerprint import fingerprint_model
@@ -47,6 +47,11 @@ FITTING: dict[str, dict[str, Any]] = {
     "randlora": {"rank": 4},
 }
 LOG_2 = 0.6931471805599453
+
+
+def same(kind: AdapterKind, one: torch.Tensor, other: torch.Tensor) -> bool:
+    """To the bit, where the adapter's own arithmetic does not depend on where its weights lie."""
+    return torch.allclose(one, other, atol=1e-5) if kind.start else torch.equal(one, other)
 
 
 def fitting(name: str) -> AdapterChoice:
@@ -225,7 +230,7 @@ def test_every_adapter_begins_as_the_policy_and_off_stays_there(
 
     save_model(adapted, tmp_path / "saved")
     loaded = load_policy(tmp_path / "saved", device="cpu")
-    assert torch.equal(logps(loaded), on)
+    assert same(kind, logps(loaded), on)
     train_adapter(loaded.model)
     keep_start(loaded.model)
     trainable = {n for n, w in loaded.model.named_parameters() if w.requires_grad}
@@ -233,7 +238,7 @@ def test_every_adapter_begins_as_the_policy_and_off_stays_there(
     disturb(loaded)
     assert not torch.allclose(logps(loaded), on, atol=1e-4)
     with as_it_started(loaded.model):
-        assert torch.equal(logps(loaded), on)
+        assert same(kind, logps(loaded), on)
 
     if kind.merges:
         made = export_model(tmp_path / "saved", tmp_path / "plain")

@@ -12,6 +12,7 @@ from prefopt.errors import PolicyError, RunError
 from prefopt.policies.adapter_table import ADAPTERS
 from prefopt.policies.load import Policy, load_policy
 from prefopt.policies.quantized import dequantized, quantization_of
+from prefopt.policies.quiet import quietly
 from prefopt.policies.switches import has_adapter
 from prefopt.runs import atomic_folder
 
@@ -79,7 +80,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
                 f"the exported model differs from its source by {difference:.2g} nats",
                 field="source",
                 value=str(source),
-                remedy="its adapter may not be mergeable; use the adapter as it is",
+                remedy="use the adapter as it is, on the weights that it was trained on",
             )
     return {
         "model": str(target),
@@ -118,7 +119,8 @@ def _with_plain_weights(policy: Policy) -> Policy:
     source = adapters["default"].base_model_name_or_path
     how: Any = quantization_of(policy.model)
     base = load_policy(source, device="cpu", quantize=how)
-    model = PeftModel.from_pretrained(dequantized(base.model), policy.name)
+    with quietly():
+        model = PeftModel.from_pretrained(dequantized(base.model), policy.name)
     return Policy(model, policy.tokenizer, policy.name)
 
 

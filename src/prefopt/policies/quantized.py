@@ -95,7 +95,7 @@ def dequantized(model: Any) -> Any:
 def write_note(model: Any, folder: Path) -> None:
     """Say beside an adapter that was trained on quantized weights how they were quantized."""
     how = quantization_of(model)
-    if how in ("nf4", "int8"):
+    if how in ("nf4", "int8") and (folder / "adapter_config.json").exists():
         write_text(folder / _NOTE, json.dumps({"quantize": how}) + "\n")
 
 
