@@ -88,8 +88,19 @@ def one_arithmetic(model: Any) -> None:
 def dequantized(model: Any) -> Any:
     """The model with plain float32 weights: the numbers that the quantized ones stand for."""
     plain = model.dequantize()
+    # How a checkpoint in few bits was read cannot be done backwards, and need not be.
+    known = getattr(plain, "_weight_conversions", None) or ()
+    plain._weight_conversions = [step for step in known if _reversible(step)]
     plain.is_loaded_in_4bit = plain.is_loaded_in_8bit = False  # adapters ask before they merge
     return plain.float()
+
+
+def _reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def write_note(model: Any, folder: Path) -> None:

@@ -53,7 +53,7 @@ def judge(run: Run, answers: Path, prompts: str | None, device: str | None) -> d
     recipe = load_recipe(run.recipe, {} if device is None else {"device": device}).recipe
     asked = _asked(recipe, prompts)
     after = load_policy(model_folder(run.folder), device=recipe.device)
-    name = recipe.model if recipe.reference.name == "initial" else recipe.reference.name
+    name = recipe.model if recipe.reference.own else recipe.reference.name
     before = load_policy(model_folder(name), device=recipe.device)
     groups = _sampled(after, recipe, asked)
     ours = to_texts(after, groups)

@@ -90,12 +90,18 @@ def check_evaluation(recipe: Recipe, eval_data: Any) -> None:
 
 
 def as_policy(
-    model: Any, tokenizer: Any, device: str | None, *, name: str = "(in memory)"
+    model: Any,
+    tokenizer: Any,
+    device: str | None,
+    *,
+    name: str = "(in memory)",
+    quantize: Literal["nf4", "int8"] | None = None,
 ) -> Policy:
     """A policy from a path, a hub id, a model object, or itself.
 
     Raises:
-        PolicyError: it cannot be loaded, or is not a causal model.
+        PolicyError: it cannot be loaded, or is not a causal model; or a model in memory is to
+            be quantized, which happens while one is loaded.
     """
     if isinstance(model, str | Path):
         if tokenizer is not None:
@@ -104,7 +110,14 @@ def as_policy(
                 field="tokenizer",
                 remedy="leave tokenizer out",
             )
-        return load_policy(model_folder(model), device=device)
+        return load_policy(model_folder(model), device=device, quantize=quantize)
+    if quantize is not None:
+        raise PolicyError(
+            "weights are quantized while they are loaded, and this model is in memory",
+            field="quantize",
+            value=quantize,
+            remedy="give the path of the model, or load it with load_policy(…, quantize=…)",
+        )
     policy = model if isinstance(model, Policy) else None
     if policy is None:
         if not callable(getattr(model, "get_output_embeddings", None)):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefopt.policies.fingerprint import fingerprint_tokenizer
+from prefopt.policies.fingerprint import START, fingerprint_tokenizer
 from prefopt.runs import Run
 from prefopt.training import distributed
 from prefopt.training.loop import Record, State
@@ -20,7 +20,8 @@ _FINAL_STEPS = 10
 
 def who(learner: Learner) -> dict[str, Any]:
     """The policy, the reference and the tokenizer, by name and fingerprint."""
-    weights = list(learner.policy.model.parameters())
+    named = learner.policy.model.named_parameters()
+    weights = [weight for name, weight in named if START not in name]
     reference = learner.reference
     return {
         "policy": {

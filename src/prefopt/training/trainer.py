@@ -130,7 +130,8 @@ class DPOTrainer:
         resolved, loss = settle(recipe_of(model, None if same else ref_model, beta, lr, options))
         self.recipe = resolved.recipe
         self.beta = beta
-        policy = as_policy(model, tokenizer, self.recipe.device)
+        bits = self.recipe.quantize
+        policy = as_policy(model, tokenizer, self.recipe.device, quantize=bits)
         reference = None
         if not same and not isinstance(ref_model, str | Path):
             reference = freeze(as_policy(ref_model, policy.tokenizer, None, name="ref_model"))
@@ -345,6 +346,8 @@ class DPOTrainer:
                 self.model.parameters(),
                 learning_rate=self.recipe.learning_rate,
                 weight_decay=self.recipe.weight_decay,
+                choice=self.recipe.optimizer,
+                seed=self.recipe.seed,
             )
         return self._optimizer
 
