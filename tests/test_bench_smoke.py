@@ -137,17 +137,51 @@ def test_a_case_is_planned_by_what_a_step_costs() -> None:
 def test_what_was_measured_is_not_measured_again(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    versus, limit, growth = load("versus"), load("limit"), load("growth")
+    measuring, versus, limit, growth = map(load, ("measuring", "versus", "limit", "growth"))
+    measured = {
+        versus.SCRIPTS: read(results / "versus.json")["cases"]["hh-smoke"]["code"],
+        limit.SCRIPTS: read(results / "limit.json")["cases"]["lora-smoke"]["code"],
+        growth.SCRIPTS: read(results / "growth.json")["code"],
+    }
+    monkeypatch.setattr(measuring, "code", measured.__getitem__)  # whatever is edited meanwhile
     for script in (versus, limit, growth):
         monkeypatch.setattr(script, "measure", lambda *_: pytest.fail("measured again"))
     arguments = ["--smoke", "--threads", "1", "--out"]
     chosen = ["--contenders", ",".join(OURS_AND_PLAIN)]
-    assert versus.main([*chosen, *arguments, str(results / "versus.json")]) == 0
-    assert limit.main([*arguments, str(results / "limit.json")]) == 0
-    assert growth.main([*arguments, str(results / "growth.json")]) == 0
+
+    def call(*more: str) -> None:
+        assert versus.main([*chosen, *more, *arguments, str(results / "versus.json")]) == 0
+        assert limit.main([*more, *arguments, str(results / "limit.json")]) == 0
+        assert growth.main([*more, *arguments, str(results / "growth.json")]) == 0
+
+    call()
     assert "hh-smoke" in capsys.readouterr().out
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        versus.main([*chosen, "--seed", "1", *arguments, str(results / "versus.json")])
+        call("--seed", "1")
+    for scripts in measured:
+        other = {**measured, scripts: "other code"}
+        monkeypatch.setattr(measuring, "code", other.__getitem__)
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            call()
+
+
+def test_code_is_what_a_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring = load("measuring")
+    source = tmp_path / "src" / "prefopt"
+    for room in ("engine", "cli"):
+        (source / room).mkdir(parents=True)
+        (source / room / "file.py").write_text("1")
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "script.py").write_text("1")
+    monkeypatch.setattr(measuring, "HERE", tmp_path / "bench")
+    digest = measuring.code.__wrapped__
+    before = digest(("script.py",))
+    (source / "cli" / "file.py").write_text("2")
+    assert digest(("script.py",)) == before  # no training enters there
+    (source / "engine" / "file.py").write_text("2")
+    after = digest(("script.py",))
+    (tmp_path / "bench" / "script.py").write_text("2")
+    assert len({before, after, digest(("script.py",))}) == 3
 
 
 def test_no_case_begins_when_the_budget_is_spent(
