@@ -61,7 +61,7 @@ def measure_winner(
 
 def _score(ledger: Ledger, trial: Trial, data: str) -> list[str]:
     recipe = trial.resolved.recipe
-    reference = recipe.model if recipe.reference.name == "initial" else recipe.reference.name
+    reference = recipe.model if recipe.reference.own else recipe.reference.name
     words = [
         "prefopt", "score", str(trial.run.folder), "--reference", reference, "--data", data,
         "--too-long", recipe.too_long, "--on-error", recipe.on_error,
