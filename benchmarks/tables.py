@@ -36,9 +36,9 @@ def render(folder: Path) -> str:
         "Made by `benchmarks/tables.py` from the JSON files in this folder; do not edit it.",
         "",
     ]
-    for name, section in SECTIONS.items():
-        if known := read_json(folder / name):
-            lines += section(known)
+    for pattern, section in SECTIONS.items():
+        if files := sorted(folder.glob(pattern)):
+            lines += section(read_json(files[-1]))
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -258,10 +258,64 @@ def growth(known: Json) -> list[str]:
     return [*lines, where(known), ""]
 
 
+# -- data of any size, plans, devices ------------------------------------------------------
+
+
+def rows(known: Json) -> list[str]:
+    memory = known["memory"]
+    lines = ["## Data of any size (`rows.py`)", ""]
+    found = [
+        [f"{int(count):,}", f"{run['peak_mib']:,.0f}", f"{run['rows_per_second']:,.0f}"]
+        for count, run in memory["runs"].items()
+    ]
+    lines += table(("rows of the file", "peak MiB of a training", "rows/s prepared"), found)
+    load = " Something else used the machine meanwhile." if known["under_load"] else ""
+    return [*lines, f"Most over fewest: {memory['ratio']:.3f}.{load} {where(known)}", ""]
+
+
+def plan(known: Json) -> list[str]:
+    found = [
+        [
+            name,
+            case["phase"],
+            *(f"{case[key]:,.0f}" for key in ("predicted_mib", "measured_mib")),
+            f"{case['ratio']:.2f}",
+        ]
+        for name, case in known["cases"].items()
+    ]
+    head = ("recipe", "most in", "predicted MiB", "measured MiB", "predicted / measured")
+    return ["## What `prefopt plan` foretells (`plan.py`)", "", *table(head, found),
+            where(known), ""]  # fmt: skip
+
+
+def gpu(known: Json) -> list[str]:
+    def number(entry: Json, key: str, form: str) -> str:
+        return "–" if entry.get(key) is None else format(entry[key], form)
+
+    found = [
+        [
+            name,
+            entry["prefopt"],
+            number(entry, "pairs_per_second", ".2f"),
+            number(entry, "times_as_fast", ".2f"),
+            number(entry, "share_of_memory", ".2f"),
+            number(entry, "share_of_product_rate", ".0%"),
+        ]
+        for name, entry in known.get("summary", {}).items()
+    ]
+    head = ("model and workload", "prefopt", "pairs/s", "× TRL at its best", "memory of TRL's")
+    return ["## On a GPU (`gpu.py`)", "",
+            *table((*head, "of the matrix-product rate"), found), where(known), ""]  # fmt: skip
+
+
+#: file in the folder → its part of the page; of several files, dated ones, the last counts
 SECTIONS: dict[str, Callable[[Json], list[str]]] = {
     "versus.json": versus,
     "limit.json": limit,
     "growth.json": growth,
+    "rows*.json": rows,
+    "plan.json": plan,
+    "gpu.json": gpu,
 }
 
 

@@ -339,6 +339,28 @@ def test_the_page_has_every_figure(results: Path) -> None:
         assert heading in page
 
 
+def test_the_page_takes_what_other_benchmarks_wrote(tmp_path: Path) -> None:
+    measuring = load("measuring")
+    here = measuring.provenance(())
+    runs = {str(count): {"peak_mib": 812.4, "rows_per_second": 6543.2} for count in (20_000, 2000)}
+    memory = {"runs": runs, "ratio": 1.0321}
+    plan = {"phase": "backward", "predicted_mib": 950.0, "measured_mib": 1000.0, "ratio": 0.95}
+    fast = {"prefopt": "prefopt-compiled", "pairs_per_second": 12.345, "times_as_fast": 2.31}
+    for name, record in {
+        "rows-20200101.json": {"memory": memory | {"ratio": 9.9}, "under_load": False},
+        "rows-20260101.json": {"memory": memory, "under_load": True},
+        "plan.json": {"cases": {"a.yaml": plan}},
+        "gpu.json": {"summary": {"1.7B hh": fast}},
+    }.items():
+        measuring.write_json(tmp_path / name, here | record)
+    page = load("tables").render(tmp_path)
+    assert "| 20,000 | 812 | 6,543 |" in page
+    assert "fewest: 1.032. Something else" in page
+    assert "| a.yaml | backward | 950 | 1,000 | 0.95 |" in page
+    assert "| 1.7B hh | prefopt-compiled | 12.35 | 2.31 | – | – |" in page
+    assert "9.9" not in page
+
+
 def test_the_page_in_the_repository_is_made_from_its_files() -> None:
     path = RESULTS / "README.md"
     if not path.exists():
