@@ -15,7 +15,8 @@ from typing import Any
 import prefopt
 from prefopt.data.formats import GroupReader, read_groups
 from prefopt.data.merging import PromptSeenTwice
-from prefopt.engine.store import FORMAT, StoreWriter
+from prefopt.engine.store import FORMAT, StoreWriter, TokenStore
+from prefopt.engine.tokens import Column
 from prefopt.errors import DataError, RunError
 from prefopt.policies.fingerprint import fingerprint_tokenizer
 from prefopt.recipe import Source
@@ -39,6 +40,9 @@ _CODE = (
     "training/intake.py",
     "training/reading.py",
 )
+
+#: size, time and number of a file
+Stamp = tuple[int, int, int]
 
 
 def load_sources(
@@ -72,38 +76,23 @@ def load_sources(
     columns = columns_for(learner) if training else {}
     paths = [path for reader in readers for path in reader.files]
     before = _stamps(paths)
-    digests = [digest(path) for path in paths]
+    files = [{"path": path, "sha256": digest(path)} for path in paths]
+    digests = [file["sha256"] for file in files]
     addressable = not learner.constraints and not columns and None not in digests
     key = _key(learner, sources, readers, digests) if addressable else None
 
     def write(writer: StoreWriter) -> Mapping[str, Any]:
-        def encode(groups: Iterable[Group]) -> Summary:
-            return encode_groups(
-                learner.policy, recipe, loss, _counted(groups, advance), writer,
-                constraints=learner.constraints, columns=columns,
-            )  # fmt: skip
-
-        try:
-            summary = encode(chain.from_iterable(map(GroupReader.at_once, readers)))
-        except PromptSeenTwice:  # then what its rows say belongs together
-            writer.clear()
-            summary = encode(chain.from_iterable(readers))
+        summary = _encoded(learner, readers, columns, writer, advance)
         check_left(summary, loss, training=training)
-        if _stamps(paths) != before:
-            raise DataError(
-                "the files changed while they were read",
-                kind="unreadable_file",
-                file=paths[0],
-                remedy="start again once nothing writes to them",
-            )
+        _check_unchanged(paths, before)
         for reader in readers:
             summary.skipped.update(reader.skipped)
         return {**vars(summary), "nothing": nothing_for(loss)}
 
-    if key is None:
-        store = kept_store(key, paths, write)
-    else:
-        store = distributed.leaders_first(lambda: kept_store(key, paths, write))
+    def kept() -> TokenStore:
+        return kept_store(key, paths, write)
+
+    store = kept() if key is None else distributed.leaders_first(kept)
     shares = {str(source.name): source.share for source in sources if source.share is not None}
     data = prepared(
         store,
@@ -114,9 +103,34 @@ def load_sources(
         shares=shares or None,
         costs=tuple(constraint.column for constraint in learner.constraints),
     )
-    return data, [
-        {"path": str(path), "sha256": found} for path, found in zip(paths, digests, strict=True)
-    ]
+    return data, files
+
+
+def _encoded(
+    learner: Learner,
+    readers: Sequence[GroupReader],
+    columns: Mapping[str, Column],
+    writer: StoreWriter,
+    advance: Callable[[int], None],
+) -> Summary:
+    """Write what the readers have, in one pass over the files if no prompt comes twice."""
+
+    def encode(groups: Iterable[Group]) -> Summary:
+        return encode_groups(
+            learner.policy,
+            learner.recipe,
+            learner.loss,
+            _counted(groups, advance),
+            writer,
+            constraints=learner.constraints,
+            columns=columns,
+        )
+
+    try:
+        return encode(chain.from_iterable(map(GroupReader.at_once, readers)))
+    except PromptSeenTwice:  # then what its rows say belongs together
+        writer.clear()
+        return encode(chain.from_iterable(readers))
 
 
 def _key(
@@ -179,7 +193,17 @@ def _counted(groups: Iterable[Group], advance: Callable[[int], None]) -> Iterato
     advance(rows)
 
 
-def _stamps(paths: Iterable[str]) -> list[tuple[int, int, int]]:
+def _check_unchanged(paths: Sequence[str], before: Sequence[Stamp]) -> None:
+    if _stamps(paths) != before:
+        raise DataError(
+            "the files changed while they were read",
+            kind="unreadable_file",
+            file=paths[0],
+            remedy="start again once nothing writes to them",
+        )
+
+
+def _stamps(paths: Iterable[str]) -> list[Stamp]:
     found = (os.stat(path) for path in paths if os.path.exists(path))
     return [(status.st_size, status.st_mtime_ns, status.st_ino) for status in found]
 
