@@ -30,9 +30,7 @@ _KEPT_NAMES = (
 )  # fmt: skip
 
 
-def enable(
-    base: Any, kind: Kind, attention: Callable[[], Context], *, offload: bool = False
-) -> None:
+def enable(base: Any, kind: Kind, attention: Callable[[], Context], offload: bool = False) -> None:
     """Let a `transformers` model recompute its layers in the backward pass, in training mode.
 
     Args:

@@ -11,13 +11,15 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.engine import attention, checkpointing
+from prefopt.engine import attention
+from prefopt.engine.checkpointing import Kind, enable
 from prefopt.engine.forest import build_forest, pack
 from prefopt.engine.head import head_logps
 from prefopt.engine.kernel_choice import KernelChoice
@@ -156,16 +158,11 @@ class Scorer:
         order = [name for name in TOKEN_VALUES if name in names]
         return {name: own.each_token(u) for name, u in zip(order, values, strict=True)}
 
-    def enable_checkpointing(
-        self, kind: checkpointing.Kind = True, *, offload: bool = False
-    ) -> None:
+    def enable_checkpointing(self, kind: Kind = True, *, offload: bool = False) -> None:
         """Recompute activations in the backward pass: of layers, or of parts of them."""
         base = base_model(self.model)
-
-        def attending() -> AbstractContextManager[Any]:
-            return attention.attending_to_trees(base) if self.sharing == "trees" else nullcontext()
-
-        checkpointing.enable(base, kind, attending, offload=offload)
+        trees = partial(attention.attending_to_trees, base)
+        enable(base, kind, lambda: trees() if self.sharing == "trees" else nullcontext(), offload)
 
     # -- the head --------------------------------------------------------------------------
 
@@ -183,12 +180,9 @@ class Scorer:
 
     def _token_logps(self, predictors: Predictors) -> Tensor:
         """(S,) log-probabilities of the scored tokens."""
-        (logps,) = in_chunks(
-            lambda hidden, words: (self._logps(hidden, words),),
-            self._chunk(1),
-            predictors.hidden,
-            predictors.targets,
-        )
+        columns, chunk = (predictors.hidden, predictors.targets), self._chunk(1)
+        with self._autocast(keep=True):  # one cast of the head for all chunks
+            (logps,) = in_chunks(lambda *part: (self._logps(*part),), chunk, *columns)
         return predictors.each_token(logps)
 
     def _logps(self, hidden: Tensor, words: Tensor) -> Tensor:
@@ -316,10 +310,12 @@ class Scorer:
         self.sharing, self.reason = "rows", reason
         logger.warning("prefix sharing is off, every completion gets its own row: %s", reason)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self, *, keep: bool = False) -> AbstractContextManager[Any]:
+        """Casts of weights are not kept: of all layers they would be one more copy of the model."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=torch.bfloat16)
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=keep)
 
 
 @dataclass

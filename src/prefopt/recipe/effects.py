@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefopt.errors import RecipeError
 from prefopt.recipe.model import Recipe, ResolvedRecipe
-from prefopt.recipe.optimizers import number_problems, optimizer_problems
+from prefopt.recipe.numerics import number_problems, optimizer_problems
 from prefopt.recipe.sections import ConstraintChoice, Measure, Source
 
 #: what a constraint reads beside its cost and limit, by mode
