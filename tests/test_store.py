@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +281,23 @@ def test_two_that_want_one_store_write_it_once(prefopt_cache: Path) -> None:
         may_end.set()
         assert len(first.result()) == len(second.result()) == 3
     assert calls == [3]
+
+
+def test_the_fingerprint_of_data_is_what_it_always_was() -> None:
+    """Runs that began before there were stores go on: the digest is of the same bytes."""
+    from prefopt.training.intake import _digested
+
+    number = partial(int.to_bytes, length=4, byteorder="little")
+    edge = "(Comparison(preferred=0, dispreferred=1, probability=1.0, weight=1.0),)"
+    group = replace(small()[0], source="a", columns={"score": (1.0, None)})
+    text = f"'a' {edge} 3".encode() + b"".join(map(number, (1, 2, 0)))
+    answers = [(3,), (4, 5)]
+    for ids in answers:
+        text += len(ids).to_bytes(8, "little") + b"".join(map(number, ids))
+    assert _digested(group, ()) == text
+    assert _digested(group, ("score",)) == text + b"() [(1.0, None)]"
+    marked = replace(group, labels=(Label(0, True),))
+    assert _digested(marked, ()) == text + f"{marked.labels!r} []".encode()
 
 
 # -- a training from a store ---------------------------------------------------------------

@@ -324,7 +324,7 @@ class Encoder:
         distinct = []
         for edge in encoded.comparisons:
             sides = encoded.completions[edge.preferred], encoded.completions[edge.dispreferred]
-            if not np.array_equal(*sides):
+            if sides[0].tobytes() != sides[1].tobytes():
                 distinct.append(edge)
             elif self.on_error == "raise":
                 raise DataError(
@@ -335,9 +335,9 @@ class Encoder:
                 )
             else:
                 self.report.skipped["identical_sides"] += 1
-        if encoded.comparisons and not distinct:
-            return None
-        return replace(encoded, comparisons=tuple(distinct))
+        if len(distinct) == len(encoded.comparisons):
+            return encoded
+        return replace(encoded, comparisons=tuple(distinct)) if distinct else None
 
     def _count(self, encoded: TokenGroup) -> None:
         self.report.groups += 1

@@ -45,6 +45,8 @@ def weights_in(group: TokenGroup, reads: Reads) -> list[float]:
 def _comparisons(group: TokenGroup) -> TokenGroup | None:
     edges = tuple(_oriented(edge) for edge in group.comparisons if edge.weight > 0)
     used = sorted({index for edge in edges for index in (edge.preferred, edge.dispreferred)})
+    if len(used) == len(group.completions) and edges == group.comparisons and not group.labels:
+        return group
     return restrict(replace(group, comparisons=edges, labels=()), used)
 
 
