@@ -311,10 +311,10 @@ class Scorer:
         logger.warning("prefix sharing is off, every completion gets its own row: %s", reason)
 
     def _autocast(self, *, keep: bool = False) -> AbstractContextManager[Any]:
-        """Casts of weights are not kept: of all layers they would be one more copy of the model."""
-        if self.precision == "fp32":
-            return nullcontext()
+        """Casts of weights are not kept, as a second model; with `keep` they are, if it is on."""
         device = next(self.model.parameters()).device.type
+        if self.precision == "fp32" or (keep and not torch.is_autocast_enabled(device)):
+            return nullcontext()
         return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=keep)
 
 
