@@ -17,7 +17,7 @@ def reward(prompt: str, completion: str) -> float:
 
 
 if __name__ == "__main__":
-    for name, split, count in (("probe", "validation", 100), ("test", "test", 200)):
+    for name, split, count in (("probe", "validation", 60), ("test", "test", 200)):
         prompts = WORLD.prompts(count, 0, split=split)
         rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
         (FOLDER / f"{name}.jsonl").write_text(rows, encoding="utf-8")
