@@ -124,16 +124,22 @@ def test_a_checkpoint_restores_every_optimizer_to_the_last_bit(name: str, tmp_pa
     assert torch.equal(weights(other), weights(model))
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_before_anything_is_written(
+    train_it: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtraError, match="bitsandbytes") as error:
-        made(network(), "adamw_8bit")
+        train_it("run", optimizer="adamw_8bit")
     assert "prefopt[quantized]" in str(error.value.remedy)
+    assert not (tmp_path / "run").exists()
 
 
-def test_paging_is_refused_where_there_is_nothing_to_page_to() -> None:
+def test_paging_is_refused_where_there_is_nothing_to_page_to(
+    train_it: Callable[..., Any], tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="no effect on a CPU"):
-        made(network(), "paged_adamw_8bit")
+        train_it("run", optimizer="paged_adamw_8bit", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 # -- in a recipe ---------------------------------------------------------------------------

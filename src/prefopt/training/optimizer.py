@@ -74,6 +74,24 @@ def make_optimizer(
     return _MAKERS[choice.name](groups, learning_rate, choice)
 
 
+def check_optimizer(choice: OptimizerChoice, device: torch.device) -> None:
+    """Whether an optimizer is there and has an effect, before anything is written.
+
+    Raises:
+        RecipeError: it has no effect on this device.
+        MissingExtraError: a package that it needs is not installed.
+    """
+    if choice.name == "paged_adamw_8bit" and device.type == "cpu":
+        raise RecipeError(
+            "paging has no effect on a CPU: there is no other memory to move to",
+            field="optimizer",
+            value=choice.name,
+            remedy="set optimizer: adamw_8bit",
+        )
+    if choice.name.endswith("8bit"):
+        _bitsandbytes(choice.name)
+
+
 def _adam(choice: OptimizerChoice) -> dict[str, Any]:
     first, second = choice.options["betas"]
     return {"betas": (first, second), "eps": choice.options["eps"]}
@@ -95,14 +113,6 @@ def _paged_adamw_8bit(
     groups: Groups, rate: float, choice: OptimizerChoice
 ) -> torch.optim.Optimizer:
     """The same in unified memory (Dettmers et al. 2023, arXiv:2305.14314)."""
-    device = next(parameter.device for group in groups for parameter in group["params"])
-    if device.type == "cpu":
-        raise RecipeError(
-            "paging has no effect on a CPU: there is no other memory to move to",
-            field="optimizer",
-            value=choice.name,
-            remedy="set optimizer: adamw_8bit",
-        )
     made = _bitsandbytes(choice.name).optim.PagedAdamW8bit(groups, lr=rate, **_adam(choice))
     return cast(torch.optim.Optimizer, made)
 

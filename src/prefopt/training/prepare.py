@@ -31,7 +31,7 @@ from prefopt.training.distributed import by_main
 from prefopt.training.examples import Prepared, adopt_sources
 from prefopt.training.loop import Job
 from prefopt.training.numerics import compile_layers, precision_of, recompute
-from prefopt.training.optimizer import make_optimizer, rate_at
+from prefopt.training.optimizer import check_optimizer, make_optimizer, rate_at
 from prefopt.training.parallel import Spread, make_spread
 from prefopt.training.references import (
     MovingReference,
@@ -166,6 +166,7 @@ def make_learner(
     if recipe.weights == "bf16":
         to_bf16(policy.model)
     precision = precision_of(recipe, device)
+    check_optimizer(recipe.optimizer, device)
     fingerprint = by_main(lambda: fingerprint_model(policy.model))  # which has the weights
     policy = dress(policy, recipe)
     whole = constrain(loss, constraints)
