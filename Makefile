@@ -54,9 +54,10 @@ format: setup  ## rewrite the files as `check` wants them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: setup  ## write docs/objectives.md and docs/adapters.md anew from what they describe
+docs: setup  ## write the pages that are made from what they describe
 	@$(BIN)/python docs/make_objectives.py
 	@$(BIN)/python docs/make_adapters.py
+	@$(BIN)/python docs/make_scale.py
 
 # One test process a core; it continues where it was stopped, and tests again what has changed.
 mutants: $(VENV)/.installed-mutants  ## break the objectives in some thousand places: does a test notice?
