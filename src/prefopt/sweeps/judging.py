@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import fmean
@@ -73,17 +73,7 @@ def judge(run: Run, answers: Path, prompts: str | None, device: str | None) -> d
         microbatch_tokens=recipe.microbatch_tokens,
         sharing=recipe.sharing,
     )
-    rows = [
-        {
-            "prompt": _plain(prompt),
-            "before": old,
-            "after": new,
-            "reward_before": worth[prompt_key(prompt), old],
-            "reward_after": worth[prompt_key(prompt), new],
-        }
-        for prompt, mine, other in zip(asked, ours, theirs, strict=True)
-        for new, old in zip(mine, other, strict=True)
-    ]
+    rows = _rows(asked, ours, theirs, worth)
     result = {
         "win_rate": wins.rate,
         "win_rate_interval": list(wins.interval),
@@ -98,6 +88,26 @@ def judge(run: Run, answers: Path, prompts: str | None, device: str | None) -> d
     if prompts is None:
         _write(run, result, rows)
     return result
+
+
+def _rows(
+    prompts: Sequence[Prompt],
+    ours: Sequence[Sequence[str]],
+    theirs: Sequence[Sequence[str]],
+    worth: Mapping[tuple[bytes, str], float],
+) -> list[dict[str, Any]]:
+    """Both answers to each prompt with what they are worth, as a run's report reads them."""
+    return [
+        {
+            "prompt": _plain(prompt),
+            "before": old,
+            "after": new,
+            "reward_before": worth[prompt_key(prompt), old],
+            "reward_after": worth[prompt_key(prompt), new],
+        }
+        for prompt, mine, other in zip(prompts, ours, theirs, strict=True)
+        for new, old in zip(mine, other, strict=True)
+    ]
 
 
 def _write(run: Run, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
