@@ -63,27 +63,42 @@ def keep_start(model: Any) -> None:
 
     Nothing happens if there is one. What is saved and what is trained stay as they are.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
     if START in model.peft_config:
         return
-    name = model.active_adapter
-    config = copy.deepcopy(model.peft_config[name])
+    config = copy.deepcopy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), quietly():
-        weights = {
-            key: value.clone()
-            for key, value in get_peft_model_state_dict(
-                model, adapter_name=name, save_embedding_layers=False
-            ).items()
-        }
-        model.add_adapter(START, config)
-        set_peft_model_state_dict(model, weights, adapter_name=START)
+        (_copy_prompt if is_soft_prompt(model) else _copy_layers)(model, config)
     for key, weight in model.named_parameters():
         if f".{START}" in key:
             weight.requires_grad_(False)
     model.__dict__.pop("_prefopt_switches", None)
+
+
+def _copy_layers(model: Any, config: Any) -> None:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    if model.device.type == "meta":  # a shape, whose weights come from another process
+        model.add_adapter(START, config, low_cpu_mem_usage=True)
+        return
+    weights = get_peft_model_state_dict(
+        model, adapter_name=model.active_adapter, save_embedding_layers=False
+    )
+    weights = {key: value.clone() for key, value in weights.items()}
+    model.add_adapter(START, config)
+    set_peft_model_state_dict(model, weights, adapter_name=START)
+
+
+def _copy_prompt(model: Any, config: Any) -> None:
+    """What the virtual tokens are, without the network that they may come out of."""
+    name = model.active_adapter
+    encoder, known = model.prompt_encoder[name], model.peft_config[name].inference_mode
+    virtual = encoder.embedding.weight
+    if not known:
+        virtual = encoder(model.prompt_tokens[name].to(virtual.device))
+    model.add_adapter(START, config)
+    model.prompt_encoder[START].embedding.weight.copy_(virtual)
 
 
 def _layers(model: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from prefopt.policies.switches import (
     is_soft_prompt,
     keep_start,
 )
-from prefopt.training.distributed import by_main
+from prefopt.training.distributed import by_main, processes
 
 if TYPE_CHECKING:
     from prefopt.policies.load import Policy
@@ -76,8 +76,8 @@ def dress(policy: Policy, recipe: Recipe) -> Policy:
     """The policy with what is trained: a fresh adapter, the one that it has, or all weights.
 
     Raises:
-        RecipeError: all weights are to be trained, and they are quantized; or layers are to be
-            computed again in the backward pass, and their keys have a prefix.
+        RecipeError: all weights are to be trained, and they are quantized; or something does
+            not go with a soft prompt.
     """
     if recipe.adapter is not None:
         policy = attach_adapter(policy, recipe.adapter, seed=recipe.seed)
@@ -90,17 +90,28 @@ def dress(policy: Policy, recipe: Recipe) -> Policy:
             value=None,
             remedy="set adapter: lora, or leave out quantize",
         )
-    model: Any = policy.model
-    if recipe.gradient_checkpointing and is_soft_prompt(model):
-        if model.active_peft_config.peft_type == "PREFIX_TUNING":
-            raise RecipeError(
-                "a prefix goes through the layers as their cache, which a layer that is computed "
-                "twice would fill twice",
-                field="gradient_checkpointing",
-                value=True,
-                remedy="leave it out, or use prompt_tuning",
-            )
+    if is_soft_prompt(policy.model):
+        _refuse_around_prompts(policy.model, recipe)
     return policy
+
+
+def _refuse_around_prompts(model: Any, recipe: Recipe) -> None:
+    prefix = model.active_peft_config.peft_type == "PREFIX_TUNING"
+    if recipe.gradient_checkpointing and prefix:
+        raise RecipeError(
+            "a prefix goes through the layers as their cache, which a layer that is computed "
+            "twice would fill twice",
+            field="gradient_checkpointing",
+            value=True,
+            remedy="leave it out, or use prompt_tuning",
+        )
+    if recipe.parallel.strategy != "ddp" and processes() > 1:
+        raise RecipeError(
+            "a soft prompt stands before the layers, and PEFT cannot save it from shards",
+            field="parallel.strategy",
+            value=recipe.parallel.strategy,
+            remedy="set parallel: ddp, or use lora",
+        )
 
 
 def own_reference(policy: Policy, recipe: Recipe, fingerprint: str) -> OwnReference | None:
