@@ -123,7 +123,7 @@ def spread_out(model: Any, spread: Spread, device: torch.device) -> None:
     if spread.shards is not None:
         _shard(model, held, spread)
     if whole is not None:
-        model.to_empty(device=device)
+        _make_room(model, device)
         _receive(model, whole, device)
     elif spread.shards is None:
         model.to(device)
@@ -154,7 +154,7 @@ def copy_of(policy: Policy, spread: Spread) -> Policy:
     held = Whole(model)
     if spread.shards is not None:
         _shard(model, held, spread)
-    model.to_empty(device=device)
+    _make_room(model, device)
     hold(model, held, shape)
     ours = [*policy.model.named_parameters(), *policy.model.named_buffers()]
     theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -238,6 +238,19 @@ def _handed_out(model: nn.Module) -> dict[str, Tensor] | None:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+def _make_room(model: nn.Module, device: torch.device) -> None:
+    """Give every tensor of a model memory; weights that are one, such as tied ones, stay one."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                places.setdefault(id(weight), []).append((module, name))
+    model.to_empty(device=device)
+    for (first, own), *others in places.values():
+        for module, name in others:
+            module._parameters[name] = first._parameters[own]
+
+
 @torch.no_grad()
 def _receive(model: nn.Module, whole: dict[str, Tensor], device: torch.device) -> None:
     """Fill the shards of all processes from the first one's weights, one tensor at a time."""
@@ -306,9 +319,9 @@ def _plan_of(model: Any, spread: Spread) -> dict[str, str]:
     if get_kv_heads_per_rank(plan, heads, spread.tensor) is None:
         reason = f"its {heads} key heads cannot be divided by {spread.tensor}"
         raise refuse(reason, field="parallel.tensor", value=spread.tensor)
-    if config.tie_word_embeddings:  # the head is the embedding, which stays whole
-        head = model.get_output_embeddings()
-        names = [name for name, module in model.named_modules() if module is head]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {name for name, module in model.named_modules() if module in ends}
+    if ends[0].weight is ends[1].weight:  # one weight, which splitting would make two
         plan = {name: style for name, style in plan.items() if name not in names}
     return plan
 
