@@ -78,15 +78,18 @@ def smallest_change(planner: Planner, machine: Machine, fit: Fit) -> Change | No
         machine: where it does not fit.
         fit: how it is there.
     """
-    if fit.fits:
+    if fit.fits or fit.memory.process >= machine.memory:
         return None
-    alone = list(candidates(planner.recipe, machine))
-    together: dict[str, Any] = {}
-    costs: list[str] = []
-    for candidate in alone:
+    smaller = _smaller(planner.recipe)
+    if smaller and _tried(planner, machine, fit, smaller[-1]):  # else none of them does
+        return next(filter(None, (_tried(planner, machine, fit, each) for each in smaller)))
+    others = list(candidates(planner.recipe, machine))
+    for candidate in others:
         if found := _tried(planner, machine, fit, candidate):
             return found
-    for candidate in alone:
+    together: dict[str, Any] = {}
+    costs: list[str] = []
+    for candidate in [*smaller[-1:], *others]:
         if candidate.devices is None:
             together |= candidate.settings
             costs += [candidate.cost] if candidate.cost not in (NOTHING, *costs) else []
@@ -96,12 +99,17 @@ def smallest_change(planner: Planner, machine: Machine, fit: Fit) -> Change | No
     return None
 
 
-def candidates(recipe: Recipe, machine: Machine) -> Iterator[Candidate]:
-    """Changes to a recipe, the smallest first."""
-    tokens = recipe.microbatch_tokens // 2
+def _smaller(recipe: Recipe) -> list[Candidate]:
+    """Smaller micro-batches, the largest first."""
+    found, tokens = [], recipe.microbatch_tokens // 2
     while tokens >= _SMALLEST:
-        yield Candidate({"microbatch_tokens": tokens}, NOTHING)
+        found.append(Candidate({"microbatch_tokens": tokens}, NOTHING))
         tokens //= 2
+    return found
+
+
+def candidates(recipe: Recipe, machine: Machine) -> Iterator[Candidate]:
+    """Changes to a recipe beside the micro-batch, the smallest first."""
     if recipe.reference_scores == "each_step" and not recipe.reference.moves:
         yield Candidate({"reference_scores": "cache"}, NOTHING)
     for kind in ("selective", True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 from prefopt.constraints import Constraint
 from prefopt.objectives.loss import Weighted
 from prefopt.planning.memory import Footprint
-from prefopt.planning.standin import Outline, stand_in
+from prefopt.planning.standin import Outline, job_of, stand_in
 from prefopt.planning.tracing import Counted, Pass, Update, deeper, depths, trace, trace_update
 from prefopt.policies.adapters import has_adapter
 from prefopt.policies.load import Policy, base_model
 from prefopt.recipe import Recipe
 from prefopt.training.batches import Step
 from prefopt.training.examples import Prepared
-from prefopt.training.prepare import Learner, make_job
+from prefopt.training.prepare import Learner
 
 #: bytes of a frozen weight in a quantized linear layer, with the scale of its block
 _QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
@@ -156,18 +157,9 @@ def find_needs(
         )  # fmt: skip
 
     whole = learner_of(None)
-    second = _second(whole, reference)
-    job = make_job(whole, data)
-    second = second or _second(whole, reference)  # a frozen copy is made with the job
-    chosen = depths(outline.layers, outline.period)
-    passes = []
-    for depth in chosen:
-        learner, made = (whole, job) if len(chosen) == 1 else (learner_of(depth), None)
-        made = made or make_job(learner, data)
-        passes.append(trace(learner, made, piece.step, piece.positions, alone=piece.alone))
-    traced = passes[0]
-    if len(passes) > 1:
-        traced = deeper(passes[0], passes[1], (chosen[0], chosen[1]), outline.layers)
+    job = job_of(whole, data)  # which also makes a frozen copy, where one is needed
+    second = _second(whole)
+    traced = _traced(whole, learner_of, outline, data, piece)
     policy = whole.policy
     layer, root = _layer_and_root(policy)
     scoring = whole.reference is not None
@@ -185,6 +177,25 @@ def find_needs(
         cached=scoring and recipe.reference_scores == "cache",
         passes=2 if loss.couples_batch and not piece.alone else 1,
     )
+
+
+def _traced(
+    whole: Learner,
+    learner_of: Callable[[int | None], Learner],
+    outline: Outline,
+    data: Prepared,
+    piece: Piece,
+) -> Pass:
+    """What the micro-batch takes; of a deep model from two shallow ones."""
+    chosen = depths(outline.layers, outline.period)
+    learners = [whole] if len(chosen) == 1 else [learner_of(depth) for depth in chosen]
+    passes = [
+        trace(learner, job_of(learner, data), piece.step, piece.positions, alone=piece.alone)
+        for learner in learners
+    ]
+    if len(passes) == 1:
+        return passes[0]
+    return deeper(passes[0], passes[1], (chosen[0], chosen[1]), outline.layers)
 
 
 def count_parameters(policy: Policy) -> Parameters:
@@ -218,7 +229,7 @@ def _plain(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def _second(learner: Learner, named: Outline | None) -> nn.Module | None:
+def _second(learner: Learner) -> nn.Module | None:
     """The reference's own model, if it has one."""
     reference = learner.reference
     if reference is None or reference.score is None:

@@ -16,17 +16,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 
 from prefopt.constraints import Constraint
-from prefopt.engine.logps import Scorer
+from prefopt.engine.logps import Precision, Scorer
 from prefopt.errors import PolicyError
 from prefopt.objectives.loss import Weighted
 from prefopt.policies.export import model_folder
 from prefopt.policies.load import Policy, load_tokenizer, refuse_no_model
 from prefopt.policies.reference import freeze
 from prefopt.recipe import Recipe
-from prefopt.training.prepare import Learner, make_learner
+from prefopt.training.examples import Prepared
+from prefopt.training.loop import Job
+from prefopt.training.prepare import Learner, make_job, make_learner
 
 
 @functools.cache
@@ -91,9 +93,10 @@ class Outline:
         if self.adapter is not None:
             from peft import get_peft_model
 
-            with fakes(), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = get_peft_model(model, self.adapter)
+            give_shapes(model)
         return Policy(model, self.tokenizer, self.name)
 
 
@@ -131,16 +134,17 @@ def _read(source: str) -> Outline:
 
 
 def give_shapes(model: nn.Module) -> None:
-    """Replace parameters on the meta device by fake ones on the CPU, and buffers by zeros."""
+    """Replace parameters by fake ones on the CPU, and buffers without numbers by zeros."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
-            if weight is not None and id(weight) not in made:
+            if weight is None or is_fake(weight):
+                continue
+            if id(weight) not in made:
                 with fakes():
                     empty = torch.empty(weight.shape, dtype=weight.dtype)
                 made[id(weight)] = nn.Parameter(empty, requires_grad=weight.requires_grad)
-            if weight is not None:
-                module._parameters[name] = made[id(weight)]
+            module._parameters[name] = made[id(weight)]
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
@@ -172,14 +176,29 @@ def stand_in(
     plain = recipe.model_copy(update={**here, "parallel": type(recipe.parallel)()})
     if reference is not None:
         freeze(reference)
-    with fakes():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         learner = make_learner(policy, plain, loss, reference=reference, constraints=constraints)
-    for scorer in _scorers(learner):
-        scorer.precision = "bf16" if bf16 or recipe.weights == "bf16" else "fp32"
-        # Whether trees and rows agree takes numbers; nearly all models score trees.
-        scorer.sharing = "rows" if recipe.sharing == "off" else "trees"
-        scorer._head_known = True
+    give_shapes(learner.policy.model)  # to an adapter, which was made with numbers
+    _decide(learner, "bf16" if bf16 or recipe.weights == "bf16" else "fp32")
     return learner
+
+
+def job_of(learner: Learner, data: Prepared) -> Job:
+    """The loop's job around a policy of shapes, with a frozen copy where one is needed."""
+    with warnings.catch_warnings():  # PyTorch asks where a tensor is in memory to copy it
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+        job = make_job(learner, data)
+    _decide(learner, learner.scorer.precision)
+    return job
+
+
+def _decide(learner: Learner, precision: Precision) -> None:
+    """What scorers find out from numbers: nearly all models agree on trees and separate rows."""
+    for scorer in _scorers(learner):
+        scorer.precision = precision
+        scorer.sharing = "rows" if learner.recipe.sharing == "off" else "trees"
+        scorer._head_known = True
 
 
 def _scorers(learner: Learner) -> list[Scorer]:

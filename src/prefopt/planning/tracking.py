@@ -10,11 +10,12 @@ What a kernel needs inside of itself is not seen; on a CPU that is next to nothi
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -51,6 +52,8 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func in _QUESTIONS and is_fake(args[0]):
+            return _QUESTIONS[func](args[0])
         out = func(*args, **(kwargs or {}))
         if func.namespace == "prim":  # questions to a tensor, such as where it is
             return out
@@ -73,6 +76,18 @@ class Tracker(TorchDispatchMode):
 
     def _gone(self, size: int) -> None:
         self.live -= size
+
+
+#: what asks for numbers, and what it is told where there are only shapes: that none of them is
+#: rare enough for a case of its own, and that a scale is one
+_QUESTIONS: Mapping[Any, Callable[[Tensor], Any]] = {
+    torch.ops.aten.nonzero.default: lambda asked: asked.new_empty(
+        (0, asked.ndim), dtype=torch.int64
+    ),
+    torch.ops.aten._local_scalar_dense.default: lambda asked: torch.ones(
+        (), dtype=asked.dtype
+    ).item(),
+}
 
 
 def _plain(tensor: Tensor) -> Iterable[Tensor]:
