@@ -306,6 +306,23 @@ def test_sigterm_is_noted_between_steps_and_ends_all_else() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_process_that_failed_is_heard_to_the_end() -> None:
+    """The launcher ends the others when one dies, and one of them has something to say."""
+    from prefopt.training.interrupts import heard_to_the_end
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with heard_to_the_end():
+            assert signal.getsignal(signal.SIGTERM) is before[signal.SIGTERM]
+        with pytest.raises(ZeroDivisionError), heard_to_the_end():
+            print(1 // 0)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # -- the command line ----------------------------------------------------------------------
 
 

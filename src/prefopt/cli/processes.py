@@ -48,8 +48,9 @@ def joined() -> Iterator[None]:
         yield
         return
     from prefopt.training import distributed
+    from prefopt.training.interrupts import heard_to_the_end
 
-    with distributed.start():
+    with distributed.start(), heard_to_the_end():
         yield
 
 

@@ -74,10 +74,6 @@ def _turned(x: Tensor, cos: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return turned
 
 
-#: as it is in the library, also while `fused` has put another one in its place
-_OWN_ROTARY = llama.apply_rotary_pos_emb
-
-
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
     if not fusible(hidden_states, module.weight):
         own: Tensor = type(module).forward(module, hidden_states)
@@ -91,7 +87,7 @@ def _rotary(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     if not fusible(q):
-        own: tuple[Tensor, Tensor] = _OWN_ROTARY(q, k, cos, sin, unsqueeze_dim)
+        own: tuple[Tensor, Tensor] = _own_rotary(q, k, cos, sin, unsqueeze_dim)
         return own
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return RotaryPositions.apply(q, cos, sin), RotaryPositions.apply(k, cos, sin)  # type: ignore[no-untyped-call]

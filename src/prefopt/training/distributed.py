@@ -1,11 +1,7 @@
 """Several processes as one training: how they meet, what they tell each other, how one dies.
 
-The plan does not know the number of processes. Each takes every n-th micro-batch of a step;
-scores are exchanged (a few numbers a completion), so every process sees the whole step's
-losses; gradients are added up, not averaged, because the loss is already divided by the
-weight of the whole step. So the result is that of one process, up to the order of sums.
-
-All of it is for one process too, where nothing is sent anywhere.
+Everything here is for one process too, where nothing is sent anywhere. Which part of the work
+and of the model a process has is the business of `parallel` and `sharding`.
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ import platform
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +21,6 @@ from time import time
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from prefopt.errors import PrefoptError, RecipeError, RunError, TrainingError
 
@@ -295,34 +290,6 @@ def _tried(action: Callable[[], T]) -> tuple[T | None, PrefoptError | None]:
         if not _several():
             raise
         return None, error
-
-
-# -- one step ------------------------------------------------------------------------------
-
-
-def share(items: Sequence[T]) -> list[T]:
-    """The part of a step's pieces that this process works on."""
-    return list(items[rank() :: processes()])
-
-
-def exchange(own: Sequence[T]) -> list[T]:
-    """What all processes have of their shares, in the order of the whole.
-
-    The pieces travel as objects, with tensors moved to the CPU by their owners.
-    """
-    parts = gather(list(own))
-    longest = max(len(part) for part in parts)
-    return [part[place] for place in range(longest) for part in parts if place < len(part)]
-
-
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients of all processes; one that had no micro-batch adds zeros."""
-    if not _several():
-        return
-    for weight in parameters:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        torch.distributed.all_reduce(weight.grad)
 
 
 def _several() -> bool:

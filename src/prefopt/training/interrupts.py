@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -51,6 +51,21 @@ def stoppable() -> Iterator[None]:
 
     with _handling(stop):
         yield
+
+
+@contextmanager
+def heard_to_the_end() -> Iterator[None]:
+    """After an error in the block this process only says what it was, and ends.
+
+    A launcher that saw another process end sends SIGTERM, and must not cut the word short.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(ValueError):  # not the main thread
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+        raise
 
 
 @contextmanager
