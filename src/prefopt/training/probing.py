@@ -13,6 +13,7 @@ from prefopt.policies.load import Policy
 from prefopt.recipe import Recipe
 from prefopt.records import Prompt
 from prefopt.sampling.generate import encode_prompts
+from prefopt.training import distributed
 from prefopt.training.examples import Prepared
 from prefopt.training.loop import Record
 from prefopt.training.one_shot import (
@@ -126,7 +127,7 @@ def first_running(learner: Learner, data: Prepared) -> tuple[dict[str, Any], Rec
             seed=recipe.seed,
         )
     running["multipliers"] = {**running["multipliers"], **record["multipliers"]}
-    return running, record
+    return distributed.broadcast((running, record))  # the same for all, to the last bit
 
 
 def _original(learner: Learner) -> FrozenScorer:

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from prefopt.constraints import Constraint
 from prefopt.engine.tokens import TokenGroup
-from prefopt.errors import NonFiniteError, RecipeError
+from prefopt.errors import NonFiniteError, RecipeError, TrainingError
 from prefopt.objectives.pairwise import dpo
 from prefopt.objectives.scores import Comparisons, Scores
 from prefopt.policies.load import Policy
@@ -195,8 +195,14 @@ class DPOTrainer:
         Raises:
             DataError: the batch is not of that form, or a row is refused.
             NonFiniteError: the loss or gradient is not finite; nothing was changed.
-            TrainingError: the initial weights are needed and gone.
+            TrainingError: the initial weights are needed and gone, or there are several
+                processes.
         """
+        if self._learner.spread.readers > 1 or self._learner.spread.sharded:
+            raise TrainingError(
+                "train_step is for one process: batches of several would have to be cut alike",
+                remedy="call fit, which every process does with the same data",
+            )
         total = self._accumulate(batch)
         optimizer = self._step_optimizer()
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
