@@ -61,7 +61,10 @@ def test_the_base_is_rounded_alike_with_gradient_and_without(folder: Path, how: 
     policy = load_policy(folder, device="cpu", quantize=how)
     assert quantization_of(policy.model) == how
     plain = logps(load_policy(folder, device="cpu"))
+    learned = completion_logps(policy, GROUPS)
+    assert learned.requires_grad
     first = logps(policy)
+    assert torch.equal(learned.detach(), first)
     assert 1e-3 < (first - plain).abs().max() < 15
     adapted = attach_adapter(policy, AdapterChoice())
     with torch.enable_grad():
@@ -157,3 +160,22 @@ def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load_policy(folder, device="cpu", quantize="nf4")
     assert caught.value.remedy == "pip install 'prefopt[quantized]'"
     assert caught.value.field == "quantize"
+
+
+def test_layers_that_are_computed_again_change_nothing(folder: Path) -> None:
+    """A kernel that is for the forward pass without gradient alone would change it."""
+
+    def losses(again: bool) -> list[float]:
+        trainer = DPOTrainer(
+            folder, device="cpu", lr=1e-2, quantize="nf4", adapter="lora",
+            gradient_checkpointing=again,
+        )  # fmt: skip
+        return [trainer.train_step(GROUPS) for _ in range(3)]
+
+    assert losses(True) == losses(False)
+
+
+def test_a_model_in_memory_is_not_quantized(folder: Path) -> None:
+    model = load_policy(folder, device="cpu").model
+    with pytest.raises(PolicyError, match="quantized while they are loaded"):
+        DPOTrainer(model, quantize="nf4", adapter="lora")
