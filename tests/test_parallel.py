@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from prefopt.errors import RecipeError
+from prefopt.recipe import ParallelChoice, load_recipe
 from prefopt.training.cutting import balanced
-from prefopt.training.parallel import Spread
+from prefopt.training.parallel import Spread, make_spread
 from tests import spreading
 from tests.conftest import ARCHITECTURES
 from tests.spreading import Case
@@ -277,6 +279,24 @@ def test_checkpoints_are_read_by_other_processes(
     resumed = trainings.came_to[processes][name]
     assert resumed["pieces"] and all(len(rank) == 2 for rank in resumed["pieces"])  # two steps left
     assert_same(trainings.came_to[1]["fsdp"], resumed)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "value"),
+    [("ddp", "shards", 2), ("fsdp", "tensor", 2), ("ddp", "reshard", False)],
+)
+def test_a_setting_that_a_strategy_does_not_read_is_refused(
+    strategy: str, name: str, value: object
+) -> None:
+    settings = {"model": "m", "data": "d", "out": "o", "parallel.strategy": strategy}
+    with pytest.raises(RecipeError, match=f"parallel.{name} has no effect"):
+        load_recipe(None, {**settings, f"parallel.{name}": value})
+
+
+def test_with_one_process_every_strategy_is_the_plain_training() -> None:
+    for strategy in ("ddp", "fsdp", "hybrid", "tensor"):
+        choice = ParallelChoice(strategy=strategy)
+        assert make_spread(choice, torch.device("cpu")) == Spread()
 
 
 # -- the parts -----------------------------------------------------------------------------
