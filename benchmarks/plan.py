@@ -139,21 +139,20 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> Json:
         trained = result_of(child("train"))
     (machine,) = planned["machines"]
     memory = machine["memory"]
-    moving = ("gradients", "optimizer", "activations")
-    live = sum(memory["parts"].get(part, 0) for part in moving)
+    activations, allocator = memory["parts"]["activations"], memory["parts"]["allocator"]
     found = {
         "predicted_mib": memory["total"] / MIB,
         "measured_mib": trained["peak"] / MIB,
         "ratio": memory["total"] / trained["peak"],
         "phase": memory["phase"],
         "parts_mib": {part: size / MIB for part, size in memory["parts"].items()},
-        # what the process had beyond weights and libraries, for each byte that tensors had
-        "heap": (trained["peak"] - memory["total"] + live + memory["parts"]["allocator"]) / live,
+        # what the allocator kept in vain, for each byte of activations
+        "kept": (trained["peak"] - memory["total"] + allocator) / activations,
         "steps": trained["steps"],
         "predicted_seconds": machine["seconds"]["total"],
     }
     predicted, measured = found["predicted_mib"], found["measured_mib"]
-    say(f"{name}: {predicted:.0f} MiB predicted, {measured:.0f} measured, heap {found['heap']:.2f}")
+    say(f"{name}: {predicted:.0f} MiB predicted, {measured:.0f} measured, kept {found['kept']:.2f}")
     return found
 
 
