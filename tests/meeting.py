@@ -30,7 +30,7 @@ def hold(folder: Path) -> list[dict[str, Any]]:
         for rank in range(2)
     ]
     for child in children:
-        child.wait(timeout=120)
+        child.wait(timeout=300)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -89,7 +89,7 @@ class Launched:
 
     def at_step(self, step: int) -> dict[int, int]:
         """Wait until a checkpoint has at least these steps; process ids by rank."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while self.child.poll() is None:
             path = Run(self.run).last_checkpoint
             if path is not None and int(path.name[5:]) >= step:
@@ -99,7 +99,7 @@ class Launched:
         raise AssertionError(self.child.communicate()[1])
 
     def ended(self) -> tuple[int, str, str]:
-        out, err = self.child.communicate(timeout=120)
+        out, err = self.child.communicate(timeout=300)
         return self.child.returncode, out, err
 
 
