@@ -27,7 +27,9 @@ FSDP, TENSOR = {"parallel.strategy": "fsdp"}, {"parallel.strategy": "tensor"}
 HYBRID = {"parallel.strategy": "hybrid", "parallel.shards": 2}
 LORA = {"adapter.name": "lora", "adapter.rank": 4, "learning_rate": 2e-3}
 SMALL = {"microbatch_tokens": 60}  # several micro-batches a step, also for each of two processes
-PROMPT = {"adapter.name": "prefix_tuning", "adapter.virtual_tokens": 4}
+PROMPT = {
+    "adapter.name": "prefix_tuning", "adapter.virtual_tokens": 4, "learning_rate": 2e-2,
+}  # fmt: skip
 RATE = 3e-4
 
 #: name → settings; each is compared with itself in one process
