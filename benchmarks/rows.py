@@ -110,7 +110,8 @@ def rates(work: Path, options: argparse.Namespace, vocabulary: int) -> Json:
         folder = work / name
         texts = ("".join(row.values()) for row in rows[:2000])
         save_models(folder, train_tokenizer(texts, vocabulary), SIZES["smoke"], options.seed)
-        add_template(folder / "policy")
+        for part in ("policy", "reference"):
+            add_template(folder / part)
         write_rows(folder / "rows.jsonl", iter(rows))
         found[name] = child("prepare", folder, folder / "rows.jsonl", options)
         found[name]["again"] = child("prepare", folder, folder / "rows.jsonl", options)
