@@ -53,8 +53,8 @@ def _scores(folder: Path, rank: int) -> dict[str, Any]:
     from prefopt.records import Comparison
     from prefopt.training.batches import Examples
     from prefopt.training.parallel import Spread
-    from prefopt.training.planning import in_order
     from prefopt.training.references import score_examples
+    from prefopt.training.steps import in_order
 
     answers = (np.array([5, 6], np.int32), np.array([7], np.int32))
     groups = [

@@ -13,8 +13,8 @@ from prefopt.errors import DataError
 from prefopt.records import Comparison, Label
 from prefopt.training.batches import Examples
 from prefopt.training.companions import Companions, Kind
-from prefopt.training.planning import plan
 from prefopt.training.reading import as_read, judgements_in, weights_in
+from prefopt.training.steps import plan
 
 
 def group(

@@ -415,8 +415,8 @@ def test_a_completion_that_occurs_twice_has_one_reference_score(tmp_path: Path) 
     from prefopt.engine.tokens import TokenGroup
     from prefopt.records import Comparison
     from prefopt.training.batches import Examples
-    from prefopt.training.planning import in_order
     from prefopt.training.references import score_examples
+    from prefopt.training.steps import in_order
 
     prompts = ([1, 2], [3], [1, 2], [4])
     answers = (np.array([5, 6], np.int32), np.array([7], np.int32))

@@ -39,9 +39,9 @@ from prefopt.training.examples import prepare_data
 from prefopt.training.loop import Job, State, accumulate, fit
 from prefopt.training.numerics import choose_precision
 from prefopt.training.optimizer import make_optimizer, rate_at
-from prefopt.training.planning import plan, step_bounds
 from prefopt.training.prepare import make_job, make_learner, settle
 from prefopt.training.reading import as_read
+from prefopt.training.steps import plan, step_bounds
 from prefopt.training.train import TrainResult, train
 
 WORDS = "good bad dull bright film story quiet loud cast plot".split()

@@ -16,7 +16,7 @@ from prefopt.records import Group
 from prefopt.training.batches import Examples
 from prefopt.training.constrained import cost_columns
 from prefopt.training.intake import InMemory, Summary, encode_groups, nothing_for
-from prefopt.training.planning import Plan, in_order, plan
+from prefopt.training.steps import Plan, in_order, plan
 
 
 @dataclass

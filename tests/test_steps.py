@@ -18,7 +18,7 @@ from prefopt.errors import DataError
 from prefopt.records import Comparison
 from prefopt.training.batches import Examples
 from prefopt.training.known import KnownScores
-from prefopt.training.planning import Plan, in_order, plan
+from prefopt.training.steps import Plan, in_order, plan
 
 
 def group(prompt: int, length: int, edges: int, weight: float, source: str) -> TokenGroup:
