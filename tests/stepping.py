@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +26,13 @@ from prefopt.training.prepare import make_job, make_learner, score_reference, se
 if TYPE_CHECKING:
     import pytest
 
-_TEXTS = (
+TEXTS = (
     "Blue is the colour of the sky.",
     "I cannot help with that.",
     "What a dull, clumsy story; I wanted to leave.",
     "Mix flour, water, salt and yeast, then wait. It takes a day.",
 )
-_PROMPTS = (
+PROMPTS = (
     "Name a colour.",
     "How do I bake bread?",
     "Tell me about Oslo.",
@@ -42,11 +44,11 @@ _PROMPTS = (
 def groups(reads: str = "comparisons") -> list[Group]:
     """Five prompts; each orders its completions, in two sources, with scores."""
     made = []
-    for place, prompt in enumerate(_PROMPTS):
+    for place, prompt in enumerate(PROMPTS):
         count = 2 + place % 3
         order = [(place + shift) % 4 for shift in range(count)]
         completions = tuple(
-            Completion(f"{_TEXTS[index]} {place}", score=float(count - rank) / 2 + 0.1 * place)
+            Completion(f"{TEXTS[index]} {place}", score=float(count - rank) / 2 + 0.1 * place)
             for rank, index in enumerate(order)
         )
         edges = tuple(Comparison(rank, rank + 1) for rank in range(count - 1))
@@ -99,23 +101,31 @@ def _nudge(policy: Policy, sign: float = 1.0) -> None:
 
 def train_with_a_kill(recipe: ResolvedRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train, die before the sixth step, and go on with the same command."""
+    from prefopt.training.train import train
+
+    with killed_after(5, monkeypatch):
+        train(recipe, progress=False)
+    train(recipe, progress=False)
+
+
+@contextmanager
+def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A training in this block must die, once it has done so many steps."""
     import pytest
 
     from prefopt.training import loop
-    from prefopt.training.train import train
 
     accumulate = loop.accumulate
 
     def dies(job: Any, step: Any, state: loop.State) -> Any:
-        if state.step == 5:
+        if state.step == steps:
             raise RuntimeError("killed")
         return accumulate(job, step, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "accumulate", dies)
         with pytest.raises(RuntimeError, match="killed"):
-            train(recipe, progress=False)
-    train(recipe, progress=False)
+            yield
 
 
 def main(model: str, out: str, names: list[str]) -> None:

@@ -23,6 +23,7 @@ from prefopt.training.loop import State
 from prefopt.training.optimizer import make_optimizer
 from prefopt.training.stochastic import StochasticAdamW, round_stochastically
 from prefopt.training.train import train
+from tests.stepping import killed_after
 from tests.test_training import rows, write
 
 NAMES = ["adamw", "adamw_8bit", "adafactor", "rmsprop"]
@@ -305,8 +306,6 @@ def train_it(tiny_policy_folder: Path, tmp_path: Path) -> Callable[..., dict[str
 def test_a_training_in_bf16_resumes_to_the_last_bit(
     train_it: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefopt.training import loop
-
     whole = train_it("whole", weights="bf16")
     assert {value.dtype for value in whole.values()} == {torch.bfloat16}
     manifest = Run(tmp_path / "whole").read_json(Run(tmp_path / "whole").manifest)
@@ -314,17 +313,8 @@ def test_a_training_in_bf16_resumes_to_the_last_bit(
     assert manifest["engine"]["difference"] < 1e-4
     assert manifest["engine"]["precision"] == "bf16"
 
-    accumulate = loop.accumulate
-
-    def dies(job: Any, step: Any, state: State) -> Any:
-        if state.step == 3:
-            raise RuntimeError("killed")
-        return accumulate(job, step, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "accumulate", dies)
-        with pytest.raises(RuntimeError, match="killed"):
-            train_it("part", weights="bf16", checkpoint_every=2)
+    with killed_after(3, monkeypatch):
+        train_it("part", weights="bf16", checkpoint_every=2)
     resumed = train_it("part", weights="bf16", checkpoint_every=2)
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 

@@ -22,6 +22,7 @@ from prefopt.training.parallel import Spread, make_spread
 from tests import spreading
 from tests.conftest import ARCHITECTURES
 from tests.spreading import Case
+from tests.stepping import PROMPTS, TEXTS
 
 FSDP, TENSOR = {"parallel.strategy": "fsdp"}, {"parallel.strategy": "tensor"}
 HYBRID = {"parallel.strategy": "hybrid", "parallel.shards": 2}
@@ -66,19 +67,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "optimizer": ({**FSDP, "optimizer.name": "adafactor"}, "cannot be had with weights in shards"),
     "not finite": ({**FSDP, "learning_rate": 1e30}, "not a finite number; its groups: "),
 }
-_PROMPTS = (
-    "Name a colour.",
-    "How do I bake bread?",
-    "Tell me about Oslo.",
-    "And the film?",
-    "Why?",
-)
-_TEXTS = (
-    "Blue is the colour of the sky.",
-    "I cannot help with that.",
-    "What a dull, clumsy story; I wanted to leave.",
-    "Mix flour, water, salt and yeast, then wait. It takes a day.",
-)
 
 
 class Trainings:
@@ -90,14 +78,14 @@ class Trainings:
         self.data, self.prompts = root / "data.jsonl", root / "prompts.jsonl"
         rows = [
             {
-                "prompt": f"{_PROMPTS[i % 5]} {i}",
-                "chosen": _TEXTS[i % 4],
-                "rejected": f"{_TEXTS[(i + 1 + i // 4) % 4]} {i}",
+                "prompt": f"{PROMPTS[i % 5]} {i}",
+                "chosen": TEXTS[i % 4],
+                "rejected": f"{TEXTS[(i + 1 + i // 4) % 4]} {i}",
             }
             for i in range(14)
         ]
         self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in _PROMPTS[:3]))
+        self.prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS[:3]))
         self.came_to: dict[int, dict[str, Any]] = {}
 
     def folder(self, processes: int, name: str) -> Path:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from prefopt.recipe import load_recipe
 from prefopt.runs import Run
-from prefopt.training import loop, prepare
+from prefopt.training import prepare
 from prefopt.training.checkpoint import Checkpoints
 from prefopt.training.loop import State
 from prefopt.training.parallel import Spread
 from prefopt.training.stochastic import StochasticAdamW, round_stochastically
 from prefopt.training.train import train
+from tests.stepping import killed_after
 from tests.test_optimizer import made, network, weights
 from tests.test_training import rows, write
 
@@ -110,17 +111,8 @@ def test_a_killed_training_goes_on(
     """To the same place: exactly, but for sums of atomic additions, whose order is free."""
     whole = train_it("whole")
     start = train_it("start", learning_rate=1e-12)
-    accumulate = loop.accumulate
-
-    def dies(job: Any, step: Any, state: State) -> Any:
-        if state.step == 4:
-            raise RuntimeError("killed")
-        return accumulate(job, step, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "accumulate", dies)
-        with pytest.raises(RuntimeError, match="killed"):
-            train_it("part", checkpoint_every=2)
+    with killed_after(4, monkeypatch):
+        train_it("part", checkpoint_every=2)
     resumed = train_it("part", checkpoint_every=2)
     assert gap(resumed, whole) < 0.05 * gap(whole, start)
     before, after = (Run(tmp_path / name).manifest for name in ("whole", "part"))

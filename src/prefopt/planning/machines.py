@@ -131,13 +131,19 @@ def memory_of_this() -> int:
     return min(limits)
 
 
-def _available() -> int:
+def told(file: str, name: str) -> int | None:
+    """Bytes that Linux tells under a name in one of its files; None where it tells nothing."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(file).read_text().splitlines()
     except OSError:
-        pass
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
+
+
+def _available() -> int:
+    free = told("/proc/meminfo", "MemAvailable:")
+    if free is not None:
+        return free
     if platform.system() == "Windows":
         return 8 * GIB
     pages: int = os.sysconf("SC_PHYS_PAGES")

@@ -6,14 +6,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from prefopt.constraints import Constraint
 from prefopt.engine.cache import ScoreCache
 from prefopt.objectives.loss import Weighted
-from prefopt.planning.machines import Machine, memory_of_this
+from prefopt.planning.machines import Machine, memory_of_this, told
 from prefopt.policies.export import model_folder
 from prefopt.policies.load import Policy, default_device, load_policy, usable_device
 from prefopt.recipe import Recipe
@@ -106,13 +105,7 @@ def _runs(work: Callable[[], object], device: torch.device) -> float:
 
 def resident() -> int:
     """Bytes of memory that this process has now; 0 where the system does not tell."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    return told("/proc/self/status", "VmRSS:") or 0
 
 
 def measure(

@@ -198,11 +198,6 @@ def main() -> bool:
 # -- telling each other --------------------------------------------------------------------
 
 
-def barrier() -> None:
-    """Wait until all processes are here."""
-    any_process(False)
-
-
 def any_process(flag: bool) -> bool:
     """Whether any process says so; all get the same answer."""
     return bool(highest(int(flag)))

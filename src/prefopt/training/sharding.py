@@ -117,11 +117,7 @@ def spread_out(model: Any, spread: Spread, device: torch.device) -> None:
             )
     shape = shape_alone(model)
     whole = _handed_out(model)
-    if spread.split is not None:
-        _split_matrices(model, spread)
-    held = Whole(model)
-    if spread.shards is not None:
-        _shard(model, held, spread)
+    held = _divided(model, spread)
     if whole is not None:
         _make_room(model, device)
         _receive(model, whole, device)
@@ -149,11 +145,7 @@ def copy_of(policy: Policy, spread: Spread) -> Policy:
     device = policy.device
     model: Any = copy.deepcopy(shape_of(policy.model))
     shape = shape_alone(model)
-    if spread.split is not None:
-        _split_matrices(model, spread)
-    held = Whole(model)
-    if spread.shards is not None:
-        _shard(model, held, spread)
+    held = _divided(model, spread)
     _make_room(model, device)
     hold(model, held, shape)
     ours = [*policy.model.named_parameters(), *policy.model.named_buffers()]
@@ -207,6 +199,16 @@ def _add_up(bucket: Any) -> Any:
 
 
 # -- shards --------------------------------------------------------------------------------
+
+
+def _divided(model: Any, spread: Spread) -> Whole:
+    """Split a model's matrices and shard its layers, as far as its strategy does; its holder."""
+    if spread.split is not None:
+        _split_matrices(model, spread)
+    held = Whole(model)
+    if spread.shards is not None:
+        _shard(model, held, spread)
+    return held
 
 
 def _shard(model: Any, held: Any, spread: Spread) -> None:
