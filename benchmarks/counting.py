@@ -2,10 +2,11 @@
 
 Counted are matrix products, a multiplication and an addition as two operations: every distinct
 token once through every layer, attention over what a token sees, the head where a token is
-predicted. A linear layer's backward pass is two products of the forward's size, for the
-weight and for the input; of a frozen layer only the second, and none where nothing below is
-trained. Attention is two products forward and four backward. What flash attention computes
-again, and everything that is no product, is not work that must be done.
+predicted; and of the last layer only the keys and values where none is. A linear layer's backward
+pass is two products of the forward's size, for the weight and for the input; of a frozen layer
+only the second, and none where nothing below is trained. Attention is two products forward and
+four backward. What flash attention computes again, and everything that is no product, is not work
+that must be done.
 
 Shapes: N rows of a forest, U distinct predictions, P (query, key) pairs where one sees the
 other, r the rank of a LoRA.
@@ -17,12 +18,21 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 #: kind of product → operations; a kind is a shape class and a direction
 Operations = Counter[tuple[str, str]]
 FORWARD, TO_INPUT, TO_WEIGHT = "forward", "to the input", "to the weight"
 BACKWARD = (TO_INPUT, TO_WEIGHT)
+
+
+class Sizes(NamedTuple):
+    """N, U and P of a forest, and the pairs whose query predicts something."""
+
+    rows: int
+    predictions: int
+    seen: int
+    seen_last: int
 
 
 @dataclass(frozen=True)
@@ -33,14 +43,19 @@ class Linear:
         inputs, outputs: its width on both sides.
         layers: how many there are in the model.
         first: how many of them are fed by the embeddings alone.
-        head: whether it is the head, which sees only what predicts.
+        last: how many of them only what predicts needs to go through: those of the last layer
+            that make no keys or values, and the head.
     """
 
     inputs: int
     outputs: int
     layers: int
     first: int = 0
-    head: bool = False
+    last: int = 1
+
+    def tokens(self, sizes: Sizes) -> int:
+        """Tokens through all of them, each as often as there are layers."""
+        return sizes.rows * (self.layers - self.last) + sizes.predictions * self.last
 
 
 @dataclass(frozen=True)
@@ -69,46 +84,51 @@ class Architecture:
         )
         linears = {
             "query": Linear(hidden, queries, layers, first=1),
-            "key, value": Linear(hidden, keys, 2 * layers, first=2),
+            "key, value": Linear(hidden, keys, 2 * layers, first=2, last=0),
             "output": Linear(queries, hidden, layers),
-            "gate, up": Linear(hidden, config.intermediate_size, 2 * layers),
+            "gate, up": Linear(hidden, config.intermediate_size, 2 * layers, last=2),
             "down": Linear(config.intermediate_size, hidden, layers),
-            "head": Linear(hidden, config.vocab_size, 1, head=True),
+            "head": Linear(hidden, config.vocab_size, 1),
         }
         return cls(linears, layers, config.num_attention_heads, channels, rank)
 
-    def forward(self, rows: int, predictions: int, seen: int, *, adapter: bool) -> Operations:
+    def forward(self, sizes: Sizes, *, adapter: bool) -> Operations:
         """Operations of one forward pass; `adapter` says whether a LoRA is on."""
         found: Operations = Counter()
         for name, linear in self.linears.items():
-            tokens = predictions if linear.head else rows
-            found[name, FORWARD] = 2 * tokens * linear.inputs * linear.outputs * linear.layers
-            if adapter and self.rank and not linear.head:
+            tokens = linear.tokens(sizes)
+            found[name, FORWARD] = 2 * tokens * linear.inputs * linear.outputs
+            if adapter and self.rank and name != "head":
                 found["adapter", FORWARD] += self._adapter(linear, tokens)
-        found["attention", FORWARD] = 4 * self.heads * self.channels * seen * self.layers
+        found["attention", FORWARD] = 4 * self.heads * self.channels * self._seen(sizes)
         return found
 
-    def backward(self, rows: int, predictions: int, seen: int) -> Operations:
+    def backward(self, sizes: Sizes) -> Operations:
         """Operations of one backward pass."""
         found: Operations = Counter()
         frozen = self.rank is not None
         for name, linear in self.linears.items():
-            tokens = predictions if linear.head else rows
-            one = 2 * tokens * linear.inputs * linear.outputs
-            found[name, TO_INPUT] = one * (linear.layers - (linear.first if frozen else 0))
+            tokens = linear.tokens(sizes)
+            # what the embeddings feed has nothing trained below it
+            unneeded = linear.first * (sizes.rows if self.layers > 1 else tokens)
+            trained_below = tokens - (unneeded if frozen else 0)
+            found[name, TO_INPUT] = 2 * trained_below * linear.inputs * linear.outputs
             if not frozen:
-                found[name, TO_WEIGHT] = one * linear.layers
-            elif not linear.head:
+                found[name, TO_WEIGHT] = 2 * tokens * linear.inputs * linear.outputs
+            elif name != "head":
                 found["adapter", TO_WEIGHT] += self._adapter(linear, tokens)
-                # the first factor of what the embeddings feed has nothing trained below it
-                unneeded = 2 * tokens * linear.inputs * self.rank * linear.first
-                found["adapter", TO_INPUT] += self._adapter(linear, tokens) - unneeded
-        found["attention", TO_INPUT] = 8 * self.heads * self.channels * seen * self.layers
+                first_factor = 2 * unneeded * linear.inputs * (self.rank or 0)
+                found["adapter", TO_INPUT] += self._adapter(linear, tokens) - first_factor
+        found["attention", TO_INPUT] = 8 * self.heads * self.channels * self._seen(sizes)
         return found
+
+    def _seen(self, sizes: Sizes) -> int:
+        """(query, key) pairs of all layers."""
+        return sizes.seen * (self.layers - 1) + sizes.seen_last
 
     def _adapter(self, linear: Linear, tokens: int) -> int:
         """Both factors of a LoRA on these layers, once."""
-        return 2 * tokens * (self.rank or 0) * (linear.inputs + linear.outputs) * linear.layers
+        return 2 * tokens * (self.rank or 0) * (linear.inputs + linear.outputs)
 
 
 @dataclass
@@ -138,15 +158,21 @@ def count(architecture: Architecture, forests: Iterable[Any]) -> Work:
     work = Work(by_phase={name: Counter() for name in ("reference", "forward", "backward")})
     adapter = architecture.rank is not None
     for forest in forests:
-        sizes = (len(forest), len(forest.predictors), int((forest.positions + 1).sum()))
-        work.tokens += sizes[0]
-        work.predictions += sizes[1]
-        work.seen += sizes[2]
+        sees = forest.positions + 1
+        sizes = Sizes(
+            rows=len(forest),
+            predictions=len(forest.predictors),
+            seen=int(sees.sum()),
+            seen_last=int(sees[forest.predictors].sum()),
+        )
+        work.tokens += sizes.rows
+        work.predictions += sizes.predictions
+        work.seen += sizes.seen
         work.segments += len(forest.segments)
         work.forests += 1
-        work.by_phase["reference"] += architecture.forward(*sizes, adapter=False)
-        work.by_phase["forward"] += architecture.forward(*sizes, adapter=adapter)
-        work.by_phase["backward"] += architecture.backward(*sizes)
+        work.by_phase["reference"] += architecture.forward(sizes, adapter=False)
+        work.by_phase["forward"] += architecture.forward(sizes, adapter=adapter)
+        work.by_phase["backward"] += architecture.backward(sizes)
     return work
 
 
@@ -184,7 +210,7 @@ def _shape(
         linear = Linear(linear.inputs, rank, 1)
     else:
         linear = architecture.linears[name]
-    tokens = max((work.predictions if linear.head else work.tokens) // work.forests, 1)
+    tokens = max((work.predictions if name == "head" else work.tokens) // work.forests, 1)
     if direction == FORWARD:
         return 1, (tokens, linear.inputs), (linear.inputs, linear.outputs), True
     if direction == TO_INPUT:

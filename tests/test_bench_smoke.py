@@ -240,8 +240,11 @@ def test_operations_are_counted_as_by_hand() -> None:
     work = counting.count(counting.Architecture.of(llama()), [build_forest([group])])
     # The tree is too small to share (MIN_SHARED): both sequences are separate, 5 and 4 tokens.
     assert (work.tokens, work.predictions, work.seen) == (9, 3, 15 + 10)
-    linear = 9 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 2 * 8 * 20 + 20 * 8) * 3
-    forward = 2 * (linear + 3 * 8 * 50) + 4 * 8 * 25 * 3
+    # In the last of three layers only 3 rows need more than keys and values, and as queries
+    # they see 3 + 4 and 3 tokens.
+    rest = 8 * 8 + 8 * 8 + 2 * 8 * 20 + 20 * 8
+    linear = 9 * (2 * 8 * 4) * 3 + (9 * 2 + 3) * rest
+    forward = 2 * (linear + 3 * 8 * 50) + 4 * 8 * (25 * 2 + 3 + 4 + 3)
     assert sum(work.by_phase["forward"].values()) == forward
     assert sum(work.by_phase["reference"].values()) == forward
     assert sum(work.by_phase["backward"].values()) == 2 * forward
@@ -250,23 +253,23 @@ def test_operations_are_counted_as_by_hand() -> None:
 
 def test_frozen_layers_need_only_the_gradient_of_their_input() -> None:
     counting = load("counting")
-    sizes = (10, 4, 30)
+    sizes = counting.Sizes(rows=10, predictions=4, seen=30, seen_last=20)
     whole = counting.Architecture.of(llama())
     lora = counting.Architecture.of(llama(), rank=2)
-    full, part = whole.backward(*sizes), lora.backward(*sizes)
+    full, part = whole.backward(sizes), lora.backward(sizes)
     assert {kind for kind in part if kind[1] == "to the weight"} == {("adapter", "to the weight")}
     assert part["down", "to the input"] == full["down", "to the input"]
     assert part["head", "to the input"] == full["head", "to the input"]
     # of three layers the first has nothing trained below its queries, keys and values
-    assert part["query", "to the input"] * 3 == full["query", "to the input"] * 2
+    assert part["query", "to the input"] * (10 + 10 + 4) == full["query", "to the input"] * (10 + 4)
     assert part["attention", "to the input"] == full["attention", "to the input"]
     widths = (8 + 8) + 2 * (8 + 4) + (8 + 8) + 2 * (8 + 20) + (20 + 8)
-    once = 2 * 10 * 2 * widths * 3
+    once = 2 * 2 * ((10 + 10 + 4) * widths + 6 * 2 * (8 + 4))  # keys and values of all 10 rows
     assert part["adapter", "to the weight"] == once
     assert part["adapter", "to the input"] == once - 2 * 10 * 2 * 8 * 3
-    on, off = (lora.forward(*sizes, adapter=adapter) for adapter in (True, False))
+    on, off = (lora.forward(sizes, adapter=adapter) for adapter in (True, False))
     assert sum(on.values()) - sum(off.values()) == once
-    assert sum(off.values()) == sum(whole.forward(*sizes, adapter=False).values())
+    assert sum(off.values()) == sum(whole.forward(sizes, adapter=False).values())
 
 
 def test_an_unknown_architecture_is_not_counted() -> None:

@@ -14,7 +14,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama import modeling_llama as llama
 
 from prefopt.engine import head as head_module
-from prefopt.engine.fused import RootMeanSquareNorm, RotaryPositions, fused
+from prefopt.engine.fused import GatedDown, RootMeanSquareNorm, RotaryPositions, fused
 from prefopt.engine.head import head_logps
 
 SIZES = {
@@ -54,6 +54,31 @@ def test_rotary_positions_and_their_gradient() -> None:
     wanted = x * cos + llama.rotate_half(x) * sin
     assert torch.allclose(RotaryPositions.apply(x, cos, sin), wanted)
     assert torch.autograd.gradcheck(lambda a: RotaryPositions.apply(a, cos, sin), (x,))
+
+
+def test_a_gated_product_and_its_gradient() -> None:
+    gate, up, weight = double(2, 3, 6), double(2, 3, 6, seed=1), double(4, 6, seed=2)
+    wanted = (nn.functional.silu(gate) * up) @ weight.t()
+    assert torch.allclose(GatedDown.apply(gate, up, weight), wanted)
+    assert torch.autograd.gradcheck(GatedDown.apply, (gate, up, weight))
+    frozen = weight.detach()
+    assert torch.autograd.gradcheck(lambda a, b: GatedDown.apply(a, b, frozen), (gate, up))
+
+
+@pytest.mark.parametrize("what", ["bias", "hook", "activation", "adapter"])
+def test_an_mlp_that_does_anything_else_keeps_it(what: str) -> None:
+    config = LlamaConfig(**SIZES, mlp_bias=what == "bias")
+    if what == "activation":
+        config.hidden_act = "gelu"
+    mlp = llama.LlamaMLP(config)
+    if what == "hook":
+        mlp.down_proj.register_forward_hook(lambda _, __, output: output * 2)
+    if what == "adapter":
+        mlp.down_proj = nn.Sequential(mlp.down_proj, nn.Tanh())
+    x = torch.randn(1, 5, 16)
+    wanted = mlp(x)
+    with fused(mlp):
+        assert torch.equal(mlp(x), wanted)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_how_much_each_kind_keeps(make_model: Callable[..., Any]) -> None:
             scorer.enable_checkpointing(kind)
         found[kind] = kept_bytes(scorer, groups)
     assert found[True] < found[2] < found[False]
-    assert found[True] < found["selective"] < 0.75 * found[False]
+    assert found[True] < found["selective"] < 0.8 * found[False]
     # Twice as many layers are recomputed: about twice as much is saved.
     saved = found[False] - found[True]
     assert found[False] - found[2] == pytest.approx(saved / 2, rel=0.1)
@@ -127,6 +127,7 @@ def test_compiled_layers_compute_the_same_in_few_graphs(
     from torch._dynamo.utils import counters
 
     monkeypatch.setattr(attention, "fused", lambda model: nullcontext())  # of CPUs only
+    monkeypatch.setattr(attention, "trimmed", lambda decoder: nullcontext())  # not if compiled
     model = make_model("qwen3")
     scorer = Scorer(model)
     batches = [token_groups(seed) for seed in range(3)]

@@ -31,6 +31,7 @@ from prefopt.engine.forest import Forest
 from prefopt.engine.fused import fused
 from prefopt.engine.kernel_choice import PLAIN, KernelChoice
 from prefopt.engine.kernels import WHOLE, Kernel
+from prefopt.engine.last_layer import trimmed
 from prefopt.engine.tree_mask import TreeMask
 
 NAME = "prefopt_trees"
@@ -116,7 +117,7 @@ def attending_to_trees(model: Any) -> Iterator[None]:
     try:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation_internal = NAME if name != "eager" else f"{NAME}_eager"
-        with fused(model):
+        with fused(model), trimmed(model.get_decoder()):
             yield
     finally:
         for config, name in zip(configs, before, strict=True):

@@ -1,4 +1,4 @@
-"""Root-mean-square norms and rotary positions as one autograd function each, on a CPU.
+"""Norms, rotary positions and gated MLPs as one autograd function each, on a CPU.
 
 Decoders of `transformers` write them as a dozen small operations, each of which goes over
 memory once forward and once or twice backward. Done in place they are half the work. Only code
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama as llama
 
 _own_rotary = llama.apply_rotary_pos_emb  # as it is where nothing is replaced
@@ -64,6 +66,30 @@ class RotaryPositions(torch.autograd.Function):
         return _turned(gradients[0], cos, second, -first), None, None
 
 
+class GatedDown(torch.autograd.Function):
+    """(silu(g) · u) Wᵀ of (…, f), (…, f) and (d, f); the product in the middle is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return functional.linear(functional.silu(gate).mul_(up), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        gate, up, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        by_weight = None
+        activated = functional.silu(gate)
+        if ctx.needs_input_grad[2]:
+            middle = (activated * up).flatten(0, -2)
+            by_weight = gradient.flatten(0, -2).t() @ middle
+            del middle
+        by_middle = gradient @ weight
+        by_up = activated.mul_(by_middle)
+        by_gate = torch.ops.aten.silu_backward(by_middle.mul_(up), gate)
+        return by_gate, by_up, by_weight
+
+
 def _turned(x: Tensor, cos: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """x · cos, plus each half of x times a factor in the other half's place."""
     turned = x * cos
@@ -91,6 +117,21 @@ def _rotary(
         return own
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return RotaryPositions.apply(q, cos, sin), RotaryPositions.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+
+
+def _gated(module: Any, x: Tensor) -> Tensor:
+    down = module.down_proj
+    if not (is_one_matrix(down) and fusible(x, down.weight)):
+        own: Tensor = type(module).forward(module, x)
+        return own
+    gated: Tensor = GatedDown.apply(module.gate_proj(x), module.up_proj(x), down.weight)  # type: ignore[no-untyped-call]
+    return gated
+
+
+def is_one_matrix(linear: nn.Module) -> bool:
+    """Whether nothing but a product with its weight happens in it."""
+    hooked = bool(linear._forward_hooks) or bool(linear._forward_pre_hooks)
+    return type(linear) is nn.Linear and getattr(linear, "bias", None) is None and not hooked
 
 
 def fusible(x: Tensor, weight: Tensor | None = None) -> bool:
@@ -125,15 +166,21 @@ def _replacements(model: nn.Module) -> list[tuple[dict[str, Any], str, Callable[
         files = {type(module).__module__ for module in model.modules()}
         for module in model.modules():
             # One whose forward was replaced already does something else around it.
-            if "forward" not in module.__dict__ and _same(
-                type(module).forward, llama.LlamaRMSNorm.forward
-            ):
+            if "forward" in module.__dict__:
+                continue
+            if same_code(type(module).forward, llama.LlamaRMSNorm.forward):
                 known.append((module.__dict__, "forward", _norm.__get__(module)))
+            elif same_code(type(module).forward, llama.LlamaMLP.forward) and _is_silu(module):
+                known.append((module.__dict__, "forward", _gated.__get__(module)))
         for namespace in (vars(sys.modules[file]) for file in sorted(files)):
-            if all(_same(namespace.get(name), function) for name, function in _ROTARY.items()):
+            if all(same_code(namespace.get(name), function) for name, function in _ROTARY.items()):
                 known.append((namespace, "apply_rotary_pos_emb", _rotary))
         model.__dict__["_prefopt_fused"] = known
     return known
+
+
+def _is_silu(mlp: Any) -> bool:
+    return isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
 
 
 def _restore(namespace: dict[str, Any], name: str, before: Any) -> None:
@@ -143,7 +190,7 @@ def _restore(namespace: dict[str, Any], name: str, before: Any) -> None:
         namespace[name] = before
 
 
-def _same(function: Any, known: Any) -> bool:
+def same_code(function: Any, known: Any) -> bool:
     """Whether two functions are the same code, wherever it is written."""
     return (
         isinstance(function, FunctionType)

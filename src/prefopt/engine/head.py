@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefopt.engine.fused import fusible
+from prefopt.engine.fused import fusible, is_one_matrix
 
 #: rows of logits at a time
 _CHUNK = 256
@@ -68,15 +68,9 @@ def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor | Non
     >>> round(logps.item(), 4)      # −log(1 + e)
     -1.3133
     """
-    if not isinstance(head, nn.Linear) or not _is_one_matrix(head):
+    if not isinstance(head, nn.Linear) or not is_one_matrix(head):
         return None
     if not fusible(hidden, head.weight):
         return None
     logps: Tensor = HeadLogps.apply(hidden, head.weight, targets)  # type: ignore[no-untyped-call]
     return logps
-
-
-def _is_one_matrix(head: nn.Linear) -> bool:
-    """Whether nothing but a product with its weight happens in it."""
-    hooked = bool(head._forward_hooks) or bool(head._forward_pre_hooks)
-    return type(head) is nn.Linear and getattr(head, "bias", None) is None and not hooked

@@ -62,9 +62,10 @@ def through_trees(model: Any, forest: Forest, kernels: KernelChoice | None = Non
         hidden = base.get_decoder()(
             **inputs, position_ids=positions[None].to(device), use_cache=False
         ).last_hidden_state[0]
-    rows = torch.from_numpy(forest.predictors).to(hidden.device)
     targets = torch.from_numpy(forest.targets).to(hidden.device)
-    return Predictors(hidden[rows], targets, forest.scored)
+    if len(hidden) != len(targets):  # not trimmed: a forest has more rows than predictions
+        hidden = hidden[torch.from_numpy(forest.predictors).to(hidden.device)]
+    return Predictors(hidden, targets, forest.scored)
 
 
 def through_rows(model: Any, groups: Sequence[TokenGroup]) -> Predictors:

@@ -145,6 +145,11 @@ class TreeMask:
         )
 
     @cached_property
+    def predictors(self) -> Tensor:
+        """(U,) the row of the output that predicts each distinct scored token."""
+        return self._put(self.forest.predictors)
+
+    @cached_property
     def _positions(self) -> Tensor:
         return self._put(self.forest.positions)
 

@@ -141,10 +141,12 @@ def deeper(shallow: Pass, deep: Pass, layers: tuple[int, int], depth: int) -> Pa
 def depths(layers: int, period: int) -> tuple[int, ...]:
     """The depths that are traced: all layers, or two numbers of them with all their kinds.
 
+    Three at least: a first layer, a last one, and what is repeated between them.
+
     >>> depths(4, 1), depths(32, 1), depths(48, 6)
-    ((4,), (2, 4), (6, 12))
+    ((4,), (3, 6), (6, 12))
     """
-    first = period if period > 1 else 2
+    first = period * -(-3 // period)
     if layers <= max(TRACED_WHOLE, 2 * first):
         return (layers,)
     return (first, 2 * first)
