@@ -91,10 +91,11 @@ def test_the_count_is_that_of_unique_tokens() -> None:
     ids = [np.array(x, dtype=np.int32) for x in ([1, 2, 3, 4, 5], [6], [7])]
     found = contenders._work(shape, [build_forest([TokenGroup(ids[0], (ids[1], ids[2]))])])
     assert (found["tokens"], found["predictions"]) == (7, 2)
-    # query 8×8, key and value 8×4 each, output 8×8, gate and up 8×16 each, down 16×8
-    products = 2 * (64 + 2 * 32 + 64 + 3 * 128) * 7
+    # Key and value 8×4 each of all tokens; query and output 8×8, gate and up 8×16 each and down
+    # 16×8 of the last layer, which is the only one, where something is predicted.
+    products = 2 * (2 * 32 * 7 + (64 + 64 + 3 * 128) * 2)
     head = 2 * 8 * 10 * 2
-    attention = 4 * 2 * 4 * (1 + 2 + 3 + 4 + 5 + 6 + 6)
+    attention = 4 * 2 * 4 * (5 + 5)  # the prompt's last token predicts both
     assert found["operations"] == 3 * (products + head + attention)
 
 

@@ -1,0 +1,1 @@
+"""What is wrong with preference data, found while it streams: `prefopt check`."""
