@@ -91,4 +91,33 @@ KINDS: dict[str, tuple[Level, str, str]] = {
         "note", "a row's completions are all equally good, so it gives no comparison",
         "nothing to do; such rows are not trained on",
     ),
+    "length_bias": (
+        "warning", "one side of the comparisons is preferred for its length",
+        "if length is not what you want to teach: `prefopt balance --by length`, an objective that "
+        "normalises by length, or more comparisons in which the shorter side is better",
+    ),
+    "position_bias": (
+        "warning", "what stood first is preferred too often, or too rarely",
+        "show every pair both ways round, or shuffle the sides, before asking again",
+    ),
+    "format_bias": (
+        "warning", "one side is preferred for how it is formatted",
+        "if that is not what you want to teach: add comparisons of answers of the same format",
+    ),
+    "refusal_bias": (
+        "note", "refusals or apologies are preferred, or dispreferred, as a rule",
+        "right for harmful requests; look whether harmless ones are among the prompts too",
+    ),
+    "one_annotator": (
+        "note", "one annotator gave most of the comparisons, so the policy learns one taste",
+        "ask more people, or `prefopt balance --by annotator`",
+    ),
+    "one_source": (
+        "note", "one source has most of the comparisons",
+        "add data of the others, or `prefopt balance --by source`",
+    ),
+    "suspect_label": (
+        "note", "a label is far from what all other labels suggest",
+        "read the rows that are listed; correct what is wrong, and leave what is merely unusual",
+    ),
 }  # fmt: skip
