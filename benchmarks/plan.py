@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     cases = SMOKE if options.smoke else CALIBRATION if options.calibrate else REPORTED
     chosen = {name: case for name, case in cases.items() if options.only in name}
-    record: Json = provenance(SCRIPTS) | {"cases": read_json(options.out).get("cases", {})}
+    before = read_json(options.out) if options.out.name else {}
+    record: Json = provenance(SCRIPTS) | {"cases": before.get("cases", {})}
     for name, case in chosen.items():
         record["cases"][name] = measure(name, case, options)
         if options.out.name:
