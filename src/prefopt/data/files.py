@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from prefopt.data.kinds import KINDS
 from prefopt.errors import DataError, MissingExtraError
@@ -22,6 +22,7 @@ from prefopt.errors import DataError, MissingExtraError
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | DataError]]
 Paths = str | Path | Sequence[str | Path]
+Item = TypeVar("Item")
 
 _COMPRESSED = (".gz", ".zst")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^/\\]+)?")
@@ -67,10 +68,28 @@ def stream_rows(file: str) -> Rows:
     Raises:
         DataError: the file cannot be read (any further).
     """
+    return _as_long_as_it_goes(_READERS.get(_kind(file), _hub_rows)(file))
+
+
+def stream_lines(file: str) -> Iterator[tuple[int, bytes]]:
+    """The same of a file that `has_lines`, before they are `parsed`.
+
+    Raises:
+        DataError: the file cannot be read (any further).
+    """
+    return _as_long_as_it_goes(_numbered(file))
+
+
+def has_lines(file: str) -> bool:
+    """Whether a file is JSONL by its name: each line is a row whatever the others are."""
+    return _READERS.get(_kind(file)) is _lines
+
+
+def _as_long_as_it_goes(items: Iterator[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
     number = 0
     try:
-        for number, row in _READERS.get(_kind(file), _hub_rows)(file):
-            yield number, row
+        for number, item in items:
+            yield number, item
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, _Corrupt) as error:
         after = f" after row {number}" if number else ""
         raise DataError(
@@ -194,15 +213,20 @@ class _ZstdFile(io.RawIOBase):
 
 
 def _lines(file: str) -> Rows:
+    return ((number, parsed(line)) for number, line in _numbered(file))
+
+
+def _numbered(file: str) -> Iterator[tuple[int, bytes]]:
     with _open(file) as stream:
         for number, line in enumerate(stream, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.isspace():
-                yield number, _parsed(line)
+                yield number, line
 
 
-def _parsed(line: bytes) -> Row | DataError:
+def parsed(line: bytes) -> Row | DataError:
+    """The row that a line holds, or the error that says why it holds none."""
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -254,7 +278,7 @@ def _json(file: str) -> Rows:
         with io.TextIOWrapper(_open(file), encoding="utf-8-sig") as text:
             yield from _array(text)
     elif head:
-        row = _parsed(first.split(b"\n", 1)[0])
+        row = parsed(first.split(b"\n", 1)[0])
         lines = isinstance(row, dict) and not isinstance(row.get("data"), list)
         yield from _lines(file) if lines else _document(file)
 

@@ -261,8 +261,7 @@ class Encoder:
                     field="prompt",
                     remedy="give a prompt, or a tokenizer with a BOS token",
                 )
-            fitted = self._fit(self._group(group, prompt, completions))
-            return None if fitted is None else self._refuse_identical(fitted)
+            return self.within_limit(self._group(group, prompt, completions))
         except DataError as error:
             if error.file is None and group.origins:
                 error.file, error.row = group.origins[0].file, group.origins[0].row
@@ -270,6 +269,11 @@ class Encoder:
                 raise
             self.report.skipped[error.kind] += max(1, len(group.comparisons))
             return None
+
+    def within_limit(self, encoded: TokenGroup) -> TokenGroup | None:
+        """What is left of a group within `max_length`; what is lost is raised or counted."""
+        fitted = self._fit(encoded)
+        return None if fitted is None else self._refuse_identical(fitted)
 
     def _group(self, group: Group, prompt: Ids, answers: Sequence[Ids]) -> TokenGroup:
         """The group as tokens, with its columns."""

@@ -42,13 +42,10 @@ class Policy:
     @property
     def max_length(self) -> int | None:
         """Tokens the model was made for, where its config says so; virtual ones take theirs."""
-        config = self.model.config.get_text_config()
-        value = getattr(config, "max_position_embeddings", None) or getattr(
-            config, "n_positions", None
-        )
+        limit = length_limit(self.model.config)
         adapters = getattr(self.model, "peft_config", {}).values()
         virtual = max((getattr(c, "num_virtual_tokens", None) or 0 for c in adapters), default=0)
-        return int(value) - virtual if value else None
+        return None if limit is None else limit - virtual
 
     @property
     def end_of_turn(self) -> frozenset[int]:
@@ -108,6 +105,13 @@ def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
     with quietly():
         model = loader.from_pretrained(source, dtype=torch.float32, **options)
     return model, load_tokenizer(source)
+
+
+def length_limit(config: Any) -> int | None:
+    """Tokens that a model of this config was made for, where it says so."""
+    text = config.get_text_config()
+    value = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(value) if value else None
 
 
 def load_tokenizer(source: str) -> Any:

@@ -26,26 +26,27 @@ class Facts:
 
     Attributes:
         files: names of what was read.
-        file: (R,) uint16, which of them a row is in.
+        file: (R,) uint32, which of them a row is in.
         number: (R,) uint32, the row in the file, from 1.
         sources, categories, annotators: names behind the codes below.
         row: (E,) uint32, which of the R rows a comparison was read in, ascending.
-        prompt: (E,) uint64 digest of the prompt.
+        prompt: (E,) uint64 digest of the prompt; a user's only turn has that of its text.
         first, second: (E,) uint64 digests of the texts of its two completions in the order of
             the row: `first` stood earlier (chosen before rejected counts as unknown order).
         toward: (E,) int8, +1 where `first` was preferred, −1 where `second` was, 0 for a tie.
         stated: (E,) bool, whether the row's order says who saw what where (votes, arena and
-            judge layouts do; `chosen` and `rejected` do not).
+            judge layouts do; `chosen` and `rejected` do not): true of exactly the votes, each of
+            which is a comparison here.
         probability: (E,) float32, of the comparison as it was read, in [0.5, 1].
         weight: (E,) float32.
         preferred_length, dispreferred_length: (E,) uint32 characters.
         preferred_marks, dispreferred_marks: (E,) uint16 bits: what they look like.
-        source, category: (E,) uint16 codes; 0 is "none given".
+        source, category: (E,) uint16 codes; 0 is "none given", or more names than codes.
         annotator: (E,) uint32 codes; 0 is "none given".
     """
 
     files: Sequence[str]
-    file: NDArray[np.uint16]
+    file: NDArray[np.uint32]
     number: NDArray[np.uint32]
     row: NDArray[np.uint32]
     prompt: NDArray[np.uint64]
@@ -81,7 +82,7 @@ class Example:
 
     Attributes:
         comparison: its index among the E of `Facts`.
-        prompt: as readable text.
+        prompt: as readable text; long texts are cut, a prompt at its beginning.
         last: of a conversation only the user's last turn, else the same as `prompt`.
         preferred, dispreferred: the two completions; of a tie, in the order of the row.
     """
