@@ -29,6 +29,11 @@ from prefopt.errors import PrefoptError
 COMMANDS = (
     ("demo", "prefopt.cli.demo:demo", "Train and measure on a small generated world, end to end."),
     ("check", "prefopt.cli.check:check", "Read preferences and say what is wrong with them."),
+    ("split", "prefopt.cli.split:split", "Set some of the data aside for evaluation."),
+    ("balance", "prefopt.cli.balance:balance", "Weigh comparisons so that something is even."),
+    ("clean", "prefopt.cli.clean:clean", "Leave out the rows of findings that you name."),
+    ("aggregate", "prefopt.cli.aggregate:aggregate", "Make comparisons of many people's votes."),
+    ("acquire", "prefopt.cli.acquire:acquire", "Choose which comparisons to have labelled next."),
     ("plan", "prefopt.cli.plan:plan", "Say what a training will need and how long it will take."),
     ("train", "prefopt.cli.train:train", "Train a policy on preferences."),
     ("sweep", "prefopt.cli.sweep:sweep", "Train one recipe at many settings, and choose."),

@@ -12,7 +12,7 @@ from copy import copy
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from prefopt.data.files import Paths, Row, find_files, stream_rows
+from prefopt.data.files import Paths, Row, Rows, find_files, stream_rows
 from prefopt.data.kinds import KINDS
 from prefopt.data.layouts import Layout, find_layout, recognise
 from prefopt.data.merging import Hashes, Plan, with_votes_counted
@@ -137,8 +137,13 @@ class GroupReader:
                     )
 
     def _of_file(self, file: str) -> Iterator[tuple[Group, bool]]:
-        layout = self._layout
-        for number, row in stream_rows(file):
+        return self.of_rows(stream_rows(file), file, self._layout)
+
+    def of_rows(
+        self, rows: Rows, file: str, layout: Layout | None
+    ) -> Iterator[tuple[Group, bool]]:
+        """The same of some rows of a file, if the rows before them had this layout."""
+        for number, row in rows:
             self.rows += 1
             try:
                 if isinstance(row, DataError):
@@ -189,9 +194,10 @@ def _unless_mixed(error: DataError, row: Row, layout: Layout) -> DataError:
         return error
     try:
         other = recognise(row)
-    except DataError:
-        return error
-    if other.name == layout.name:
+        if other.name == layout.name:
+            return error
+        other.convert(row, "all")
+    except (KeyError, TypeError, ValueError):  # it is no good row of another layout either
         return error
     return DataError(
         f"the row has layout '{other.name}' and those before it '{layout.name}'",
@@ -236,7 +242,7 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
         with open(temporary, "wb") as raw:
             with _packed(raw, path.suffix) as stream:
                 for group in groups:
-                    stream.write(_line(group))
+                    stream.write(as_line(group))
                     count += 1
             raw.flush()
             os.fsync(raw.fileno())
@@ -255,7 +261,12 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
     return count
 
 
-def _line(group: Group) -> bytes:
+def as_line(group: Group) -> bytes:
+    """A group as a line of prefopt's own JSONL.
+
+    Raises:
+        DataError: it holds what JSON cannot.
+    """
     try:
         text = json.dumps(to_json(group), ensure_ascii=False, allow_nan=False)
         return text.encode("utf-8") + b"\n"

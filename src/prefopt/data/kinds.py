@@ -67,6 +67,14 @@ KINDS: dict[str, tuple[Level, str, str]] = {
         "error", "a completion is compared with itself",
         "remove the rows: they say nothing about what is better",
     ),
+    "unreadable_verdict": (
+        "error", "what a judge said is neither side nor a tie",
+        "ask the judge again, or leave the rows out",
+    ),
+    "too_few_votes": (
+        "error", "the votes do not determine what they were to be aggregated to",
+        "collect more votes, or choose a method that asks for less",
+    ),
     "score_order": (
         "error", "the chosen completion has the lower score",
         "swap the sides, or rename the score columns if lower is better",
@@ -86,6 +94,58 @@ KINDS: dict[str, tuple[Level, str, str]] = {
     "prompt_repeated": (
         "warning", "a completion begins with its own prompt, which would be seen twice",
         "remove the prompt from the completions",
+    ),
+    "special_token": (
+        "warning", "a text contains a template's or a tokenizer's special token",
+        "remove the tokens from the texts: the tokenizer adds them where they belong",
+    ),
+    "generation_prompt": (
+        "warning", "a completion begins with what the template writes before every answer",
+        "cut it off the completions: the template adds it, and it would be there twice",
+    ),
+    "doubled_token": (
+        "warning", "a token that begins or ends a text stands there twice",
+        "remove these tokens from the texts: the tokenizer adds one where it belongs",
+    ),
+    "control_characters": (
+        "warning", "a text contains control characters, which no reader sees",
+        "remove them, or see what they were before the texts were converted",
+    ),
+    "mojibake": (
+        "warning", "a text was decoded with the wrong encoding",
+        "read the source again as UTF-8; characters that became \\ufffd are lost",
+    ),
+    "score_contradiction": (
+        "warning", "a comparison says the opposite of the scores of its completions",
+        "find out which of them is right; training reads the comparison",
+    ),
+    "language_mismatch": (
+        "note", "a completion is in another language than its prompt",
+        "read some of these rows: right where it was asked for, else remove them",
+    ),
+    "rendered_prompt": (
+        "note", "a text prompt already went through a chat template",
+        "fine for a model with that template; else give the prompt as messages",
+    ),
+    "too_long": (
+        "error", "prompt and completion have more tokens than the limit",
+        "raise max_length, or choose what happens to them with too_long",
+    ),
+    "end_inside": (
+        "error", "a completion goes on after an end-of-turn token",
+        "remove the token from the text; one is added where it is needed",
+    ),
+    "template": (
+        "error", "the chat template refuses a conversation, or writes its beginning anew",
+        "check the order of the roles, or use another template",
+    ),
+    "identical_when_cut": (
+        "warning", "the two sides of a comparison become the same tokens when they are cut",
+        "raise max_length, or choose `too_long: drop`",
+    ),
+    "no_end_of_turn": (
+        "error", "nothing ends an answer, so the policy would never learn to stop",
+        "set `eos_token` in the tokenizer's configuration, or end turns with it in the template",
     ),
     "no_comparison": (
         "note", "a row's completions are all equally good, so it gives no comparison",
@@ -119,5 +179,57 @@ KINDS: dict[str, tuple[Level, str, str]] = {
     "suspect_label": (
         "note", "a label is far from what all other labels suggest",
         "read the rows that are listed; correct what is wrong, and leave what is merely unusual",
+    ),
+    "crowded_prompt": (
+        "note", "few prompts have much of the comparisons, or files have many prompts in common",
+        "keep each prompt on one side of a split; ask about other prompts next",
+    ),
+    "near_duplicate_prompt": (
+        "note", "prompts say nearly what others say",
+        "keep them on one side of a split, as `prefopt split` does; more of them teach little",
+    ),
+    "near_duplicate_pair": (
+        "warning", "comparisons are nearly the same as others, so they nearly count again",
+        "remove the copies, unless the small difference is what the comparison is about",
+    ),
+    "near_identical_sides": (
+        "note", "the two sides of a comparison hardly differ",
+        "right where the small difference is what is judged, such as one wrong fact; else remove "
+        "the rows: what little they teach is noise",
+    ),
+    "cycle": (
+        "note", "completions of a prompt are preferred in a circle",
+        "nothing to do where no cycle survives its uncertainty; else ask more people about these "
+        "pairs, or about what they judged by",
+    ),
+    "disagreement": (
+        "note", "annotators disagree",
+        "keep it: `prefopt aggregate` turns votes into probabilities; look at what divides them "
+        "before you call it noise",
+    ),
+    "uneven_coverage": (
+        "note", "most prompts are about few things",
+        "right for a narrow task; else add prompts about other things, or `prefopt balance --by "
+        "cluster`",
+    ),
+    "uncovered_region": (
+        "warning", "evaluation asks about things that training has hardly anything about",
+        "add such prompts to training, or do not expect to do well on them",
+    ),
+    "uneven_categories": (
+        "note", "the categories have very different shares",
+        "`prefopt balance --by category` weighs them evenly; more rows of the rare ones are better",
+    ),
+    "leaked_prompt": (
+        "warning", "prompts of the evaluation are trained on",
+        "remove them from training; `prefopt split` makes an evaluation set without them",
+    ),
+    "leaked_near_duplicate": (
+        "warning", "prompts of the evaluation are nearly in training",
+        "look at the examples; remove what says the same from training",
+    ),
+    "shared_cluster": (
+        "note", "evaluation prompts are about things that training is about",
+        "nothing to do, unless other topics are to be measured: `prefopt split --by cluster`",
     ),
 }  # fmt: skip
