@@ -46,7 +46,9 @@ MicrobatchTokens = Annotated[
 ]
 
 
-def check_target(out: str | None, *endings: str, read: Iterable[str] = ()) -> None:
+def check_target(
+    out: str | None, *endings: str, read: Iterable[str] = (), option: str = "--out"
+) -> None:
     """Refuse a file that could not be written, before the work rather than after it.
 
     Raises:
@@ -69,7 +71,7 @@ def check_target(out: str | None, *endings: str, read: Iterable[str] = ()) -> No
         except OSError as error:
             problem = f"its folder cannot be made: {error.strerror}"
     if problem:
-        raise UsageError(problem, field="--out", value=out, remedy="choose another --out")
+        raise UsageError(problem, field=option, value=out, remedy=f"choose another {option}")
 
 
 def _holds(source: str, path: Path) -> bool:

@@ -22,6 +22,7 @@ from prefopt.engine.logps import Scorer, Sharing
 from prefopt.engine.tokens import Encoder, OnError, TokenGroup, TooLong
 from prefopt.errors import DataError, PolicyError
 from prefopt.evaluation.ches import ches_of_tokens
+from prefopt.evaluation.features import Collected
 from prefopt.evaluation.intervals import Interval, clustered_bootstrap
 from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
 from prefopt.records import Comparison, Group
@@ -41,7 +42,7 @@ class ScoreResult:
     """How well implicit rewards agree with comparisons.
 
     Attributes:
-        comparisons: how many were scored.
+        comparisons: how many were scored; without any, the numbers below are NaN.
         accuracy: weighted share that the policy ranks as preferred; equal margins and
             comparisons of probability ½ count half, one below ½ is read the other way round.
         accuracy_interval: 95 %, clustered by prompt.
@@ -95,6 +96,7 @@ def score_policy(
     on_error: OnError = "raise",
     seed: int = 0,
     ches: bool = False,
+    collected: Collected | None = None,
     cache: ScoreCache | None = None,
     progress: Progress | None = None,
 ) -> ScoreResult:
@@ -102,40 +104,43 @@ def score_policy(
 
     Args:
         policy: what is measured.
-        reference: what it is measured against; it must speak the same tokens. None takes
-            log π itself as the implicit reward (as if the reference were uniform).
+        reference: what it is measured against, with the same tokens; None leaves log π itself.
         groups: the data; groups without comparisons are passed over.
         beta: rewards per nat; scales the margin and leaves the accuracy alone.
         microbatch_tokens: tokens computed at once; does not change the result.
         sharing, max_length, too_long, on_error: as in training.
         seed: of the bootstrap.
         ches: add `ches` and `ches_normalized` of the policy to each row.
+        collected: takes down every completion, also of groups without comparisons.
         cache: where the reference's scores are kept; defaults to the one of every run.
-        progress: called with the number of comparisons done so far.
+        progress: called with the comparisons done so far, or the completions of `collected`.
 
     Raises:
-        DataError: there is nothing to compare, or a row is refused by tokenising.
+        DataError: there is nothing to score, or a row is refused by tokenising.
         PolicyError: policy and reference have different vocabularies.
     """
     if reference is not None:
         check_same_tokens(policy, reference)
     limit = policy.max_length if max_length is None else max_length
     rules: dict[str, Any] = {"max_length": limit, "too_long": too_long, "on_error": on_error}
+    rules["columns"] = None if collected is None else collected.columns
     encoder = Encoder(policy.tokenizer, end_of_turn=policy.end_of_turn, **rules)
     scorer = Scorer(policy.model, sharing=sharing)
     baseline = _baseline(reference, microbatch_tokens, sharing, cache)
     rows: list[dict[str, Any]] = []
     # The prompt's tokens identify it: two prompts with the same tokens are one to a policy.
-    stream = (encoded for encoded in encoder(groups) if encoded.comparisons)
+    stream = (e for e in encoder(groups) if e.comparisons or collected is not None)
     while chunk := list(islice(stream, _CHUNK)):
-        scores = score_packed(scorer, chunk, microbatch_tokens).numpy()
-        fresh = _rows(chunk, scores, baseline(chunk), beta, reference is not None)
+        scores, base = score_packed(scorer, chunk, microbatch_tokens).numpy(), baseline(chunk)
+        fresh = _rows(chunk, scores, base, beta, reference is not None)
         if ches:
             _add_ches(fresh, *ches_of_tokens(scorer, chunk, microbatch_tokens))
+        if collected is not None:
+            collected.add(scorer, chunk, scores, beta * (scores - base), microbatch_tokens)
         rows += fresh
         if progress is not None:
-            progress(len(rows))
-    if not rows:
+            progress(len(rows) if collected is None else len(collected))
+    if not rows and not collected:
         raise _nothing_to_score()
     return _summary(rows, encoder, seed)
 
@@ -165,6 +170,10 @@ def _nothing_to_score() -> DataError:
 
 
 def _summary(rows: list[dict[str, Any]], encoder: Encoder, seed: int) -> ScoreResult:
+    if not rows:  # prompts with completions that nobody has compared yet
+        nothing = float("nan")
+        report = dict(encoder.report.skipped), dict(encoder.report.cut)
+        return ScoreResult(0, nothing, (nothing, nothing), nothing, nothing, 0, *report, [])
     weights = [row["weight"] for row in rows]
     clusters = [row["prompt"] for row in rows]
 

@@ -1,0 +1,106 @@
+"""When to stop asking about one pair: it is decided, a tie, a conflict, or still open.
+
+Of n answers k are for the first completion, a tie counting half. The Jeffreys interval of the
+share, Beta(k + ½, n − k + ½), is looked at after every answer, so over many pairs more than one
+in twenty that are really even is taken for decided; the probability of a comparison says how
+sure it is, the state only whether more answers are worth their price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+State = Literal["open", "decided", "tie", "conflict"]
+#: who answered, if that is known, and 1 for the first completion, 0 for the second, ½ for a tie
+Answer = tuple[str | None, float]
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the answers to one question come to.
+
+    Attributes:
+        state: `decided` where the interval excludes one half, `conflict` where annotators
+            contradict each other and agree with themselves, `tie` where more answers would
+            hardly tell the sides apart, else `open`.
+        share: of the answers for the first completion, ties half.
+        interval: of that share, 95 %.
+        answers: how many there are.
+    """
+
+    state: State
+    share: float
+    interval: tuple[float, float]
+    answers: int
+
+
+def verdict(answers: Sequence[Answer], *, most: int | None = None, band: float = 0.1) -> Verdict:
+    """What answers to one question come to.
+
+    Args:
+        answers: in the order in which they were given.
+        most: answers after which a question that is not decided is a tie; None for no limit.
+        band: a share that is surely less than this from one half is a tie.
+
+    Raises:
+        ValueError: there are no answers.
+
+    >>> verdict([("ann", 1.0)] * 5).state, verdict([("ann", 1.0), ("bob", 0.0)]).state
+    ('decided', 'open')
+    >>> verdict([("ann", 1.0), ("bob", 0.0)], most=2).state
+    'tie'
+    """
+    if not answers:
+        raise ValueError("a verdict needs at least one answer")
+    count, total = len(answers), sum(value for _, value in answers)
+    low, high = share_interval(total, count)
+    if not low <= 0.5 <= high:
+        state: State = "decided"
+    elif divided(answers):
+        state = "conflict"
+    elif (most is not None and count >= most) or (low >= 0.5 - band and high <= 0.5 + band):
+        state = "tie"
+    else:
+        state = "open"
+    return Verdict(state, total / count, (low, high), count)
+
+
+@lru_cache(maxsize=4096)
+def share_interval(total: float, count: int) -> tuple[float, float]:
+    """The 95 % Jeffreys interval of a share, Beta(k + ½, n − k + ½).
+
+    Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion".
+
+    >>> [round(end, 4) for end in share_interval(5, 5)]
+    [0.6206, 0.9999]
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - LEVEL) / 2
+    ends = betaincinv(total + 0.5, count - total + 0.5, [tail, 1 - tail])
+    return float(ends[0]), float(ends[1])
+
+
+def divided(answers: Sequence[Answer]) -> bool:
+    """Whether annotators stand on both sides and would answer the same again.
+
+    Known only from annotators who were asked more than once: their later answers agree with
+    their first ones more often than a coin would, beyond its interval, and some stand on each
+    side. Where more than half of the answers are ties, the pair is one.
+    """
+    own: dict[str, list[float]] = {}
+    for annotator, value in answers:
+        if annotator is not None:
+            own.setdefault(annotator, []).append(value)
+    repeated = [values for values in own.values() if len(values) > 1]
+    sides = {values[0] for values in repeated if len(set(values)) == 1}
+    if not {0.0, 1.0} <= sides or 2 * sum(value == 0.5 for _, value in answers) > len(answers):
+        return False
+    again = sum(len(values) - 1 for values in repeated)
+    agreed = sum(value == values[0] for values in repeated for value in values[1:])
+    return share_interval(agreed, again)[0] > 0.5
