@@ -160,6 +160,29 @@ def test_rank_one_updates_are_the_inverse() -> None:
     np.testing.assert_allclose(after, inverse, rtol=0, atol=1e-9 * np.abs(inverse).max())
 
 
+def test_bounds_that_are_kept_change_no_choice() -> None:
+    """Against the plain way: every gain of every pair again after every choice."""
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(1500, 8)) * rng.gamma(1.0, size=(1500, 1))
+    weights, prompts = rng.uniform(0.01, 0.25, size=1500), rng.integers(700, size=1500)
+    allowed = rng.random(1500) < 0.8
+    current, left, expected, gains = np.eye(8), allowed.copy(), [], []
+    for _ in range(150):
+        worth = weights * np.einsum("nd,de,ne->n", features, current, features)
+        best = int(np.where(left, worth, -np.inf).argmax())
+        expected.append(best)
+        gains.append(math.log1p(worth[best]))
+        current = covariance(features[expected], weights[expected], 1.0)
+        left[best] = False
+        if sum(prompts[expected] == prompts[best]) == 2:
+            left[prompts == prompts[best]] = False
+    chosen, found, _ = greedy(
+        features, weights, np.eye(8), count=150, allowed=allowed, prompts=prompts, per_prompt=2
+    )
+    assert chosen.tolist() == expected
+    assert found.tolist() == pytest.approx(gains, abs=1e-9)
+
+
 def test_the_strategy_scales_features_and_weighs_by_what_is_uncertain() -> None:
     pool = a_pool(members=2)
     margins, features = pool["margins"], pool["features"]

@@ -237,6 +237,29 @@ def test_answers_elsewhere_change_what_is_worth_asking() -> None:
     assert acquire(pool, labelled=[control], **wanted).chosen[0].group.prompt == "a"
 
 
+def test_every_answer_tells_something() -> None:
+    """Three answers about one pair inform the design three times."""
+    pool = [a_group("a", "x", "y"), a_group("b", "x", "y")]
+    texts = [(prompt, text) for prompt in "abc" for text in "xy"]
+    features = np.array([[1, 0], [0, 0], [0, 0.8], [0, 0], [1, 0], [0, 0]], dtype=np.float32)
+    keys = [completion_key(prompt_key(prompt), text) for prompt, text in texts]
+    wanted = {"count": 1, "scores": [Scores(keys, np.zeros(6), features)], "controls": 0}
+    # of features of mean squared length 2 and weight ¼, the gain of a is log(1 + ¼s/(1 + ¼ns))
+    # after n answers in its direction, with s = 2/0.82, and that of b is log(1 + ¼·0.64s)
+    for answers, first in ((0, "a"), (1, "b")):
+        outside = [a_group("c", "x", "y", votes=votes(*["first"] * answers))]
+        (question,) = acquire(pool, labelled=outside if answers else [], **wanted).chosen
+        assert question.group.prompt == first
+    scale = 2 / 0.82
+    for answers in (1, 3):
+        outside = [a_group("c", "x", "y", votes=votes(*["first"] * answers))]
+        both = acquire(pool, labelled=outside, **{**wanted, "count": 2}).chosen
+        gain = next(q.group.meta["score"] for q in both if q.group.prompt == "a")
+        assert gain == pytest.approx(
+            np.log1p(0.25 * scale / (1 + 0.25 * scale * answers)), rel=1e-6
+        )
+
+
 # -- what was asked before -----------------------------------------------------------------
 
 
