@@ -273,6 +273,25 @@ def rows(known: Json) -> list[str]:
     return [*lines, f"Most over fewest: {memory['ratio']:.3f}.{load} {where(known)}", ""]
 
 
+def checking(known: Json) -> list[str]:
+    lines = ["## Checking data (`checking.py`)", ""]
+    found = [
+        [
+            name,
+            f"{case['rows']:,}",
+            f"{case['bytes_per_row']:,.0f}",
+            *(f"{case[key]:,.0f}" for key in ("rows_per_second", "rows_per_second_reading")),
+            f"{case['seconds']:,.0f}",
+            f"{case['peak_gib']:.2f}",
+        ]
+        for name, case in known["cases"].items()
+    ]
+    head = ("rows", "how many", "bytes a row", "rows/s", "while reading", "seconds", "peak GiB")
+    load = " Something else used the machine meanwhile." if known["under_load"] else ""
+    processes = f"{known['processes']} processes."
+    return [*lines, *table(head, found), f"{processes}{load} {where(known)}", ""]
+
+
 def plan(known: Json) -> list[str]:
     found = [
         [
@@ -314,6 +333,7 @@ SECTIONS: dict[str, Callable[[Json], list[str]]] = {
     "limit.json": limit,
     "growth.json": growth,
     "rows*.json": rows,
+    "checking.json": checking,
     "plan.json": plan,
     "gpu.json": gpu,
 }

@@ -113,7 +113,7 @@ KINDS: dict[str, tuple[Level, str, str]] = {
     ),
     "mojibake": (
         "warning", "a text was decoded with the wrong encoding",
-        "read the source again as UTF-8; characters that became \\ufffd are lost",
+        "read the source again as UTF-8; characters that became U+FFFD are lost",
     ),
     "score_contradiction": (
         "warning", "a comparison says the opposite of the scores of its completions",

@@ -7,6 +7,7 @@ right, and so is every answer to a prompt that speaks of a language.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -64,6 +65,9 @@ for _index, _words in enumerate(_WORDS.values()):
     for _word in _words.split():
         _SAYS[_word] = (*_SAYS.get(_word, ()), _index)
 
+#: bytes with which UTF-8 begins letters that are not Latin, and few other signs
+_FOREIGN = bytes([*range(0xCD, 0xE2), *range(0xE3, 0xEE), 0xF0])
+
 _WORD = re.compile(r"[^\W\d_]+")
 #: a prompt that may well want another language than its own
 _ASKED = re.compile(
@@ -76,21 +80,28 @@ _ASKED = re.compile(
 )
 
 
-def mismatch(prompt: str, answer: str) -> bool:
-    """Whether both are clearly in a language, and not in the same one.
+def mismatches(prompt: str, answers: Sequence[str]) -> list[bool]:
+    """Of each answer whether it and the prompt are clearly in a language, and not the same one.
 
-    >>> mismatch("What is the capital of France?", "Столица Франции — это город Париж.")
-    True
-    >>> mismatch("What is the capital of France, in Russian?", "Столица Франции — город Париж.")
-    False
+    >>> mismatches("What is the capital of France?", ["Paris.", "Столица Франции — это Париж."])
+    [False, True]
+    >>> mismatches("What is the capital of France, in Russian?", ["Столица Франции — это Париж."])
+    [False]
     """
-    if _is_english(prompt) and _is_english(answer):
-        return False
-    of_answer = language(answer)
-    if of_answer is None or "```" in answer:
-        return False
-    of_prompt = language(prompt[-_READ:])
-    return of_prompt not in (None, of_answer) and not _ASKED.search(prompt)
+    english = _is_english(prompt)
+    found = [False] * len(answers)
+    asked: str | None = None if not english else "english"
+    for place, answer in enumerate(answers):
+        if english and _is_english(answer):
+            continue
+        if asked is None:
+            asked = language(prompt[-_READ:])
+            if asked is None:
+                return found
+        said = language(answer)
+        differ = said is not None and said != asked and "```" not in answer
+        found[place] = differ and not _ASKED.search(prompt)
+    return found
 
 
 def language(text: str) -> str | None:
@@ -102,9 +113,10 @@ def language(text: str) -> str | None:
     ('cyrillic', None)
     """
     text = text[:_READ]
-    script = "latin" if text.isascii() else _script(text)
-    if script != "latin":
-        return script
+    if not text.isascii():
+        raw = text.encode("utf-8", "surrogatepass")
+        if len(raw.translate(None, _FOREIGN)) < len(raw) and (script := _script(text)) != "latin":
+            return script
     words = _WORD.findall(text.lower())
     counts = [0] * len(_LANGUAGES)
     for word in words:
@@ -131,4 +143,16 @@ def _script(text: str) -> str | None:
 
 
 def _is_english(text: str) -> bool:
-    return " the " in text or " and " in text or " you " in text or " to " in text
+    """Whether it has a small word that is none in the other languages of the table."""
+    return (
+        " the " in text
+        or " to " in text
+        or " you " in text
+        or " and " in text
+        or " I " in text
+        or " my " in text
+        or " what " in text
+        or " how " in text
+        or "What " in text
+        or "How " in text
+    )

@@ -272,9 +272,11 @@ class _Pad:
     def _compare(self, group: Group, whole: bool) -> None:
         texts = [completion.text for completion in group.completions]
         digests, looks = [*map(_digest, texts)], [*map(marks, texts)]
-        source, category, said_by = (
-            self._code(name, _name(group, name)) for name in ("source", "category", "annotator")
-        )
+        source = self._code("source", _name(group, "source"))
+        category, said_by = 0, 0
+        if group.meta:
+            category = self._code("category", _name(group, "category"))
+            said_by = self._code("annotator", _name(group, "annotator"))
         row = len(self.numbers)
         for better, worse, first, toward, stated, probability, weight, annotator in _told(
             group, whole

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import compress
 
-from prefopt.data.checking.languages import mismatch
+from prefopt.data.checking.languages import mismatches
 from prefopt.records import Group
 
 # -- patterns ------------------------------------------------------------------------------
 
-_ROLES = ("Human:", "Assistant:", "User:", "###")
 _ROLE_MARKER = re.compile(
     r"(?:^|\s)(?:Human|Assistant|User):(?=\s|$)"
     r"|(?:^|\n)###? ?(?:Instruction|Response|Human|Assistant|User):"
@@ -64,7 +64,7 @@ _AROUND = 80  # characters of an excerpt on either side
 
 #: bytes that UTF-8 has in control characters, and in what misread text looks like
 _ODD = bytes([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, 0xC2, 0xC3, 0xEF])
-_TURNED = (b"\xe2\x80\xad", b"\xe2\x80\xae")  # order of letters set by hand
+_LEFT, _RIGHT = b"\xe2\x80\xad", b"\xe2\x80\xae"  # order of letters set by hand
 
 _LONG = 20  # characters of a prompt that an answer would not begin with by chance
 
@@ -81,8 +81,11 @@ def kinds_of(group: Group) -> set[str]:
     found = set(_of_text(prompt))
     if "special_token" in found and isinstance(group.prompt, str) and _RENDERED.search(prompt):
         found = found - {"special_token"} | {"rendered_prompt"}
-    for completion in group.completions:
-        found.update(_of_completion(completion.text, asked))
+    texts = [completion.text for completion in group.completions]
+    for text in texts:
+        found.update(_of_completion(text, asked))
+    if True in mismatches(asked, texts):
+        found.add("language_mismatch")
     found.update(_of_pairs(group))
     return found
 
@@ -91,7 +94,10 @@ def excerpt(group: Group, kind: str) -> str:
     """What a kind is about: the place in a text, or how that text begins."""
     prompt, asked = _prompt(group)
     texts = [completion.text for completion in group.completions]
-    concerned = [text for text in texts if kind in _of_completion(text, asked)]
+    if kind == "language_mismatch":
+        concerned = [*compress(texts, mismatches(asked, texts))]
+    else:
+        concerned = [text for text in texts if kind in _of_completion(text, asked)]
     text = concerned[0] if concerned else prompt if kind in _OF_PROMPTS else texts[0]
     place = _SEEN_BY[kind].search(text) if kind in _SEEN_BY else None
     start = max(0, place.start() - _AROUND) if place else 0
@@ -114,12 +120,11 @@ def _of_completion(text: str, asked: str) -> Iterator[str]:
         return
     if _repeats(text, asked):
         yield "prompt_repeated"
-    if mismatch(asked, text):
-        yield "language_mismatch"
     if begun := _GENERATION_PROMPT.match(text):
         yield "generation_prompt"
         text = text[begun.end() :]
-    if any(role in text for role in _ROLES) and _ROLE_MARKER.search(text):
+    named = "Human:" in text or "Assistant:" in text or "User:" in text or "###" in text
+    if named and _ROLE_MARKER.search(text):
         yield "role_marker"
     yield from _of_text(text)
 
@@ -134,7 +139,7 @@ def _of_text(text: str) -> Iterator[str]:
             yield "special_token"
     raw = text.encode("utf-8", "surrogatepass")
     odd = len(raw.translate(None, _ODD)) < len(raw)
-    if odd or (len(raw) > len(text) and any(mark in raw for mark in _TURNED)):
+    if odd or (len(raw) > len(text) and (_LEFT in raw or _RIGHT in raw)):
         if _MOJIBAKE.search(text):
             yield "mojibake"
         elif _CONTROL.search(text):

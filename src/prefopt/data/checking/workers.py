@@ -7,6 +7,7 @@ however it ends.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -115,6 +116,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides what Ctrl-C means
     inbox, outbox = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the results
+    gc.set_threshold(1 << 20)  # a block of rows is many small objects, and none of them a cycle
     with suppress(EOFError, BrokenPipeError):  # the caller has gone
         work = pickle.load(inbox)
         while True:
