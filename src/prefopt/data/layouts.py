@@ -6,12 +6,13 @@ with kind, field, value and remedy (the reader adds file and row).
 
     prefopt         prompt, completions [{text, score?, source?}], comparisons, labels, votes, ...
     ranked          prompt, completions | responses | answers [text], ranking | ranks (1 = best)
-    votes           prompt, completions | responses [text], votes [{first, second, choice}]
+    votes           prompt, completions | responses [text], votes [{pair, choice, annotator}]
     ultrafeedback   prompt | instruction, completions [{response, overall_score, annotations}]
     pairs           prompt, chosen, rejected              (TRL's explicit prompt)
     sharegpt        conversations, chosen, rejected       (LLaMA-Factory)
     hh              chosen, rejected: Anthropic's "\\n\\nHuman: ...\\n\\nAssistant: ..." transcripts
     implicit_pairs  chosen, rejected with a common beginning   (TRL's implicit prompt)
+    arena           conversation_a, conversation_b | prompt, response_a, response_b, with a winner
     unpaired        prompt, completion, label
     demonstrations  prompt, completion
     messages        messages | conversations that end with the assistant's turn
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.data import fields, pairs, several
+from prefopt.data import fields, judged, pairs, several
 from prefopt.data.fields import refuse
 from prefopt.data.files import Row
 from prefopt.data.pairs import Draft, Edges
@@ -125,9 +126,15 @@ def _own(row: Row, edges: Edges) -> Draft:
             unknown[0],
             remedy="put further columns into 'meta'",
         )
+    if isinstance(document.get("votes"), list):
+        document["votes"] = [several.placed(vote) for vote in document["votes"]]
     for name, types in _OWN.items():
         if name in document:
             document[name] = [_own_item(item, name, types) for item in document[name]]
+    for vote in document.get("votes", ()):
+        if vote.get("choice") not in several.CHOICES:
+            refuse("out_of_range", "a vote's choice is first, second or tie", "votes.choice",
+                   value=vote.get("choice"))  # fmt: skip
     prompt = fields.required(row, "prompt")
     for turn in () if isinstance(prompt, str) else prompt:
         if not isinstance(turn, dict) or turn.keys() != {"role", "content"}:
@@ -232,6 +239,7 @@ LAYOUTS: tuple[Layout, ...] = (
            _has("conversations", "chosen", "rejected"), pairs.sharegpt),
     Layout("hh", ("chosen", "rejected"), pairs.is_transcript, pairs.transcripts),
     Layout("implicit_pairs", ("chosen", "rejected"), pairs.is_implicit, pairs.implicit),
+    Layout("arena", ("conversation_a", "conversation_b", "winner"), judged.fits, judged.arena),
     Layout("unpaired", ("prompt", "completion", "label"),
            _has("prompt", "completion", "label"), _unpaired),
     Layout("demonstrations", ("prompt", "completion"),

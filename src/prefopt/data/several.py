@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from prefopt.data import fields, pairs
 from prefopt.data.fields import refuse
 from prefopt.data.files import Row
 from prefopt.data.pairs import Draft, Edges
-from prefopt.records import Completion, Prompt, Vote
+from prefopt.records import Choice, Completion, Prompt, Vote
 
 _LISTS = ("completions", "responses", "answers")
 _RANKS = ("ranking", "ranks", "rankings")
 _SCORES = ("overall_score", "score")
 _TEXTS = ("text", "response", "answer", "completion", "content")
+CHOICES: tuple[str, ...] = get_args(Choice)
 
 
 def first_list(row: Row, names: tuple[str, ...], part: str | None = None) -> str | None:
@@ -147,9 +148,25 @@ def votes(row: Row, edges: Edges) -> Draft:
     }
 
 
+def placed(item: Any) -> Any:
+    """A vote with `first` and `second`, from its `pair`; without any of them the first two."""
+    if not isinstance(item, dict):
+        return item
+    rest = {name: value for name, value in item.items() if name != "pair"}
+    pair = item.get("pair")
+    if rest.get("first") is not None or rest.get("second") is not None:
+        if pair is not None:
+            refuse("wrong_type", "a vote has `pair`, or `first` and `second`", "votes", value=item)
+        return rest
+    pair = [0, 1] if pair is None else pair
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        refuse("wrong_type", "a vote's pair is two indices", "votes.pair", value=pair)
+    return {**rest, "first": pair[0], "second": pair[1]}
+
+
 def _vote(item: Any, count: int) -> Vote:
-    """`{"first": 0, "second": 1, "choice": "first", "annotator": ...}` or just the choice."""
-    parts = {"choice": item} if isinstance(item, str) else item
+    """`{"pair": [0, 1], "choice": "first", "annotator": ...}` or just the choice."""
+    parts = {"choice": item} if isinstance(item, str) else placed(item)
     if not isinstance(parts, dict):
         refuse("wrong_type", "a vote must be an object or a choice", "votes", value=item)
     indices = [parts.get("first"), parts.get("second")]
@@ -167,7 +184,7 @@ def _vote(item: Any, count: int) -> Vote:
     if not (0 <= first < count and 0 <= second < count) or first == second:
         refuse("out_of_range", f"a vote needs two of the {count} completions", "votes", value=item)
     choice, annotator = parts.get("choice"), parts.get("annotator")
-    if choice not in ("first", "second", "tie"):
+    if choice not in CHOICES:
         refuse(
             "out_of_range", "a vote's choice is first, second or tie", "votes.choice", value=choice
         )

@@ -2,8 +2,7 @@
 
 A judgement is an item, who judged it, and a value, each a whole number; N of them are three
 arrays. A negative annotator is somebody without a name, and each of those is another person.
-Only judgements of different people are ever compared: somebody who repeats himself agrees with
-nobody. What he says several times of one item counts once in all.
+What one person alone said of an item, however often, is agreement with nobody.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ _LEVELS = (0.025, 0.975)
 def alpha(items: ArrayLike, annotators: ArrayLike, values: ArrayLike) -> float:
     """Krippendorff's alpha for nominal values: 1 is agreement, 0 what chance would give.
 
-    α = 1 − D_o/D_e. Of the m_u people who judged item u, n_uc gave value c. With n = Σ m_u and
-    n_c = Σ n_uc over the items that two or more judged,
+    α = 1 − D_o/D_e. Of the m_u judgements of item u, n_uc gave value c. With n = Σ m_u and
+    n_c = Σ n_uc over the items that two or more people judged,
     D_o = 1/n · Σ_u Σ_{c≠k} n_uc·n_uk / (m_u − 1) and D_e = Σ_{c≠k} n_c·n_k / (n(n − 1)): the
     coincidence matrix of Krippendorff 2011, "Computing Krippendorff's alpha-reliability".
-    Annotators may have judged any part of the items.
+    Annotators may have judged any part of the items. Where one judged an item again, that is
+    one judgement more.
 
     Args:
         items: (N,) what was judged.
@@ -59,7 +59,7 @@ def alpha_interval(
         The ends; NaN where alpha is undefined.
     """
     units = _units(items, annotators, values)
-    if len(units.judges) == 0 or math.isnan(_alphas(units, None)[0]):
+    if len(units.judged) == 0 or math.isnan(_alphas(units, None)[0]):
         return math.nan, math.nan
     drawn = _alphas(units, _draws(units.multiplicity, seed, samples))
     low, high = np.quantile(drawn[~np.isnan(drawn)], _LEVELS)
@@ -167,15 +167,15 @@ class _Units(NamedTuple):
 
     Attributes:
         multiplicity: (P,) how many items look like this.
-        judges: (P,) m_u.
+        judged: (P,) m_u.
         disagreement: (P,) Σ_{c≠k} n_uc·n_uk / (m_u − 1).
         counts: (P, C) n_uc.
     """
 
     multiplicity: NDArray[np.int64]
-    judges: NDArray[np.float64]
+    judged: NDArray[np.int64]
     disagreement: NDArray[np.float64]
-    counts: NDArray[np.float64]
+    counts: NDArray[np.int64]
 
 
 def _units(items: ArrayLike, annotators: ArrayLike, values: ArrayLike) -> _Units:
@@ -186,28 +186,20 @@ def _units(items: ArrayLike, annotators: ArrayLike, values: ArrayLike) -> _Units
     _, unit = np.unique(item, return_inverse=True)
     kinds = int(value.max()) + 1 if len(value) else 1
     size = int(unit.max()) + 1 if len(unit) else 0
-    # What one says r times of an item counts 1/r each time, so that everybody counts once.
-    pair, repeats = np.unique(_joint(unit, who), return_inverse=True, return_counts=True)[1:]
-    weight = 1.0 / repeats[pair]
-    counts = np.bincount(unit * kinds + value, weight, size * kinds).reshape(-1, kinds)
-    judges = np.round(counts.sum(axis=1))
-    # Σ over people and values of (their own share of it)², to leave people's own pairs out.
-    triple, first = np.unique(_joint(pair, value), return_index=True)
-    share = np.bincount(np.searchsorted(triple, _joint(pair, value)), weight)
-    own = np.bincount(unit[first], share**2, size)
-    shared = judges >= 2
-    judges, counts = judges[shared], counts[shared]
-    apart = judges**2 - (counts**2).sum(axis=1) - judges + own[shared]
-    table = np.column_stack([judges, apart / (judges - 1), counts])
-    alike, multiplicity = np.unique(np.round(table, 12), axis=0, return_counts=True)
-    return _Units(multiplicity, alike[:, 0], alike[:, 1], alike[:, 2:])
+    counts = np.bincount(unit * kinds + value, minlength=size * kinds).reshape(-1, kinds)
+    people = np.unique(_joint(unit, who), return_index=True)[1]
+    counts = counts[np.bincount(unit[people], minlength=size) >= 2]
+    alike, multiplicity = np.unique(counts, axis=0, return_counts=True)
+    judged = alike.sum(axis=1)
+    apart = (judged**2 - (alike**2).sum(axis=1)) / (judged - 1)
+    return _Units(multiplicity, judged, apart, alike)
 
 
 def _alphas(units: _Units, draws: NDArray[np.int64] | None) -> NDArray[np.float64]:
     """Alpha of the items, or of each of (S, P) draws of them."""
     times = units.multiplicity[None] if draws is None else draws
-    total = times @ units.judges
-    marginals = times @ units.counts
+    total = (times @ units.judged).astype(np.float64)
+    marginals = (times @ units.counts).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         observed = (times @ units.disagreement) / total
         expected = (total**2 - (marginals**2).sum(axis=1)) / (total * (total - 1))
