@@ -30,9 +30,9 @@ Strategy = Annotated[
     Literal["d-optimal", "bald", "uncertainty", "certainty", "entropy", "random"],
     described(
         "d-optimal takes questions whose answers together say most about the policy's last "
-        "layer, bald those on which several policies disagree, uncertainty what the policy holds "
-        "for a coin flip, certainty what it is sure of, entropy the prompts that it answers most "
-        "variedly."
+        "layer, bald those on which several policies disagree (in small batches: it scores each "
+        "by itself), uncertainty what the policy holds for a coin flip, certainty what it is "
+        "sure of, entropy the prompts that it answers most variedly."
     ),
 ]
 ScoreFiles = Annotated[
@@ -156,7 +156,7 @@ def _shown(found: Acquired, count: int, skipped: dict[str, int], written: str | 
     document = found.to_dict()
     rows: dict[str, Any] = {
         "pool": f"{found.pool:,} questions",
-        "asked before": f"{found.already_labelled:,}, {found.again:,} of which may be again",
+        "asked before": f"{found.already_labelled:,}, of which {found.again:,} are open again",
         "without scores": f"{found.unscored:,}",
         "left out": counts(skipped),
     }

@@ -55,12 +55,10 @@ class Strategy:
         pick: chooses the pairs.
         needs: what of `Known` it reads.
         members: margins it needs of each pair.
-        use: when to use it.
     """
 
     pick: Pick
     needs: tuple[str, ...]
-    use: str
     members: int = 1
 
 
@@ -173,29 +171,19 @@ def _thinned(ranked: Ints, known: Known) -> Ints:
 # -- the table -----------------------------------------------------------------------------
 
 STRATEGIES: Mapping[str, Strategy] = {
-    "d-optimal": Strategy(
-        _designed, ("margins", "features"),
-        "The usual choice: pairs whose answers together say most about the last layer.",
-    ),
-    "bald": Strategy(
-        _highest(bald, "margins"), ("margins",),
-        "Pairs on which the members of an ensemble disagree.", members=2,
-    ),
-    "uncertainty": Strategy(
-        _highest(uncertainty, "margins"), ("margins",),
-        "Pairs that the policy holds for coin flips; true ties are among them.",
-    ),
-    "certainty": Strategy(
-        _highest(certainty, "margins"), ("margins",),
-        "Pairs of which the policy is sure, to find where it is wrong; loses to random ones "
-        "where it is mostly right.",
-    ),
-    "entropy": Strategy(
-        _highest(lambda entropies: entropies, "entropies"), ("entropies",),
-        "Prompts that the policy answers most variedly; the pair of a prompt is drawn.",
-    ),
-    "random": Strategy(_drawn, (), "Needs nothing, and is what the others have to beat."),
-}  # fmt: skip
+    # the usual choice: pairs whose answers together say most about the last layer
+    "d-optimal": Strategy(_designed, ("margins", "features")),
+    # what an ensemble disagrees on; each pair by itself, so large batches say things twice
+    "bald": Strategy(_highest(bald, "margins"), ("margins",), members=2),
+    # what the policy holds for a coin flip; true ties are among it
+    "uncertainty": Strategy(_highest(uncertainty, "margins"), ("margins",)),
+    # what the policy is sure of, to find where it is wrong; loses to random where it is right
+    "certainty": Strategy(_highest(certainty, "margins"), ("margins",)),
+    # prompts that the policy answers most variedly; which of a prompt's pairs is drawn
+    "entropy": Strategy(_highest(lambda entropies: entropies, "entropies"), ("entropies",)),
+    # needs nothing, and is what the others have to beat
+    "random": Strategy(_drawn, ()),
+}
 
 
 def find_strategy(name: str) -> Strategy:
