@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 from prefopt.data.checking import (
@@ -84,15 +85,20 @@ def check(
     data = read(paths, format=format, **options)
     others = None if against is None else _evaluation(against, options)
     material = Material(data, others, seed, examples, quick, embed)
-    findings = [*data.findings]
-    for analysis in ANALYSES:
-        findings += analysis(material)
+    findings = [*data.findings, *chain.from_iterable(run(material) for run in ANALYSES)]
     figures = material.figures
     if measure is not None:
         reader = GroupReader(paths, format=format, on_error="skip", edges=edges)
         known = measure(reader, examples=examples, progress=progress)
         findings += lengths.find(known)
         figures["tokens"] = lengths.figures(known)
+    return _document(material, findings, figures)
+
+
+def _document(
+    material: Material, findings: Iterable[Finding], figures: dict[str, Any]
+) -> dict[str, Any]:
+    data, others = material.data, material.against
     return {
         "rows": data.rows,
         "groups": data.groups,
@@ -100,7 +106,7 @@ def check(
         "files": [str(file) for file in data.files],
         "findings": [finding.to_dict() for finding in in_order(findings)],
         "figures": figures,
-        "sampled": not quick and not data.texts.whole,
+        "sampled": not material.quick and not data.texts.whole,
         "against": None if others is None else _told(others),
     }
 
