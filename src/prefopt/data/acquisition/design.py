@@ -74,7 +74,7 @@ def greedy(
     chosen: list[int] = []
     gains: list[float] = []
     while len(chosen) < count and bounds.max() > -np.inf:
-        top = bounds.argmax(keepdims=True)
+        top = np.array([bounds.argmax()])
         bounds[top] = worth(top)
         reaching = np.flatnonzero(bounds >= bounds[top])
         bounds[reaching] = worth(reaching)
