@@ -228,7 +228,7 @@ def test_comparing_shows_what_each_rule_says() -> None:
 
 
 def test_rules_that_agree_have_no_disagreements() -> None:
-    votes = table(tally(9, 1), tally(2, 8))
+    votes = table(tally(9, 1), tally(2, 8), tally(1, 1))  # a tie is no disagreement
     found = compare(votes, aggregate(votes, "smoothed"))
     assert found["disagreements"] == [] and found["best"] == []
     assert all(rule["differs"] == 0 for rule in found["rules"].values())
@@ -423,6 +423,14 @@ def test_options_that_a_rule_does_not_have_are_refused() -> None:
     assert "bradley-terry or reliability or rao-kupper" in (caught.value.remedy or "")
     with pytest.raises(RecipeError, match="unknown rule"):
         aggregate(votes, "plurality")  # type: ignore[arg-type]
+
+
+def test_sources_have_no_true_side_of_a_pair() -> None:
+    votes = table(tally(3, 1), sources=True)
+    with pytest.raises(RecipeError, match="which side of a pair is the true one"):
+        aggregate(votes, "dawid-skene", over="sources")
+    found = compare(votes, aggregate(votes, "smoothed", over="sources"), over="sources")
+    assert "true one" in found["rules"]["dawid-skene"]["refused"]
 
 
 def test_a_rule_that_does_not_apply_says_so_in_a_comparison() -> None:

@@ -147,16 +147,20 @@ def _disagreements(result: dict[str, Any]) -> list[Any]:
     ]
     parts: list[Any] = [
         _listed(rules, ("rule", "differs", "ties")),
-        f"The rules disagree about {result['disagreement_count']:,} pairs, and about what is best "
-        f"in {result['best_count']:,} questions.",
+        f"Rules are for different sides of {result['disagreement_count']:,} pairs. In "
+        f"{result['best_count']:,} questions something else is best by another rule.",
     ]
     rows = [
-        {"question": row["question"], "pair": " / ".join(map(str, row["sources"] or row["pair"])),
-         **row["says"]}
+        {
+            "question": row["question"],
+            "pair": " / ".join(map(str, row["sources"] or row["pair"])),
+            "for the first": ", ".join(name for name, p in row["says"].items() if p > 0.5),
+            "for the second": ", ".join(name for name, p in row["says"].items() if p < 0.5),
+        }
         for row in result["disagreements"]
-    ]  # fmt: skip
+    ]
     if rows:
-        parts.append(_listed(rows, tuple(rows[0])))
+        parts.append(_listed(rows, rows[0]))
     return parts
 
 

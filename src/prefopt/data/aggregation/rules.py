@@ -8,7 +8,7 @@ name, and `compare` shows what the others would have said.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,10 +32,11 @@ Over = Literal["prompts", "sources"]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule and when to use it."""
+    """A rule, when to use it, and whether sources can be compared by it."""
 
     run: Callable[..., Aggregate]
     use: str
+    pooled: bool = True
 
     @property
     def options(self) -> frozenset[str]:
@@ -46,7 +47,9 @@ class Rule:
 RULES: Mapping[Method, Rule] = {
     "smoothed": Rule(smoothed, "few votes a pair, annotators alike: the share of the votes"),
     "majority": Rule(majority, "an order, not a probability: what most said"),
-    "dawid-skene": Rule(dawid_skene, "annotators who differ in how reliable they are"),
+    "dawid-skene": Rule(
+        dawid_skene, "annotators who differ in how reliable they are", pooled=False
+    ),
     "bradley-terry": Rule(bradley_terry, "many options a prompt, or sources to be ranked"),
     "reliability": Rule(reliability, "the same, with annotators who differ in reliability"),
     "rao-kupper": Rule(rao_kupper, "the same as bradley-terry, with many votes for a tie"),
@@ -76,7 +79,8 @@ def aggregate(
             `rao-kupper` over sources is 0 unless it is given: the maximum of the likelihood.
 
     Raises:
-        RecipeError: there is no such rule, or it has no such option.
+        RecipeError: there is no such rule, it has no such option, or it cannot compare sources:
+            over all prompts no one side of a pair is the true one.
         DataError: the votes do not determine what it asks for.
     """
     if method not in RULES:
@@ -94,6 +98,14 @@ def aggregate(
                 value=value,
                 remedy=f"leave it out, or use {' or '.join(knowing) or 'another rule'}",
             )
+    if over == "sources" and not rule.pooled:
+        raise RecipeError(
+            f"the rule {method} asks which side of a pair is the true one, and over all prompts "
+            "none is",
+            field="method",
+            value=method,
+            remedy="use reliability or bradley-terry, or aggregate over prompts",
+        )
     if over == "sources" and method in _PLAIN_OVER_SOURCES:
         given.setdefault("ridge", 0.0)
     asked = votes.over_sources() if over == "sources" else votes
@@ -118,10 +130,11 @@ def compare(
         options: of any rule, given to those that have them.
 
     Returns:
-        `rules` (for each: on how many pairs its side is not that of the chosen one, and how many
-        ties it has; or why it does not apply), `disagreements` (pairs on which the sides differ,
-        with the probability that each rule gives), `disagreement_count` (how many there are),
-        `best` (questions whose best options differ, with those of each rule) and `best_count`.
+        `rules` (for each: on how many pairs it is for the other side than the chosen one, and how
+        many ties it has; or why it does not apply), `disagreements` (pairs on which rules are for
+        different sides, with the probability that each gives; a tie is for neither),
+        `disagreement_count` (how many there are), `best` (questions where a rule has other best
+        options than the chosen one, and no common ones, with those of each rule), `best_count`.
     """
     pool = votes.over_sources() if over == "sources" else votes
     said: dict[str, Aggregate] = {chosen.method: chosen}
@@ -131,17 +144,16 @@ def compare(
             known = {name: value for name, value in options.items() if name in rule.options}
             try:
                 said[method] = aggregate(votes, method, over=over, **known)
-            except DataError as error:
+            except (DataError, RecipeError) as error:
                 rules[method] = {"refused": error.message}
                 continue
         sides = np.sign(said[method].probability - 0.5)
-        differs = int((sides != np.sign(chosen.probability - 0.5)).sum())
+        differs = int((sides * np.sign(chosen.probability - 0.5) < 0).sum())
         rules[method] = {"differs": differs, "ties": int((sides == 0).sum())}
     sides = np.stack([np.sign(part.probability - 0.5) for part in said.values()])
-    apart = np.flatnonzero((sides != sides[0]).any(axis=0))
+    apart = np.flatnonzero((sides > 0).any(axis=0) & (sides < 0).any(axis=0))
     best = {method: best_options(pool, part) for method, part in said.items()}
-    stacked = np.stack(list(best.values()))
-    contested = np.unique(pool.question[(stacked != stacked[0]).any(axis=0)])
+    contested = _contested(pool, best[chosen.method], best.values())
     return {
         "rules": rules,
         "disagreement_count": len(apart),
@@ -171,6 +183,21 @@ def best_options(votes: Votes, aggregate: Aggregate) -> NDArray[np.bool_]:
     count = np.bincount(votes.question[votes.voted], minlength=int(votes.question.max()) + 1)
     unbeaten = _unbeaten(votes, aggregate.probability)
     return np.asarray(votes.voted & (unbeaten == count[votes.question] - 1) & (len(items) > 0))
+
+
+def _contested(
+    votes: Votes, chosen: NDArray[np.bool_], others: Iterable[NDArray[np.bool_]]
+) -> NDArray[np.int64]:
+    """Questions for which there are best options, and others by another rule."""
+    size = int(votes.question.max()) + 1
+
+    def has(options: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.bincount(votes.question[options], minlength=size) > 0
+
+    found = np.zeros(size, dtype=bool)
+    for other in others:
+        found |= has(chosen) & has(other) & ~has(chosen & other)
+    return np.flatnonzero(found)
 
 
 def _unbeaten(votes: Votes, probability: Floats) -> NDArray[np.int64]:
