@@ -6,7 +6,7 @@ happens to a block depends on its language:
 
     python    executed; the blocks of a page share their names
     yaml      written to the file that its first line names (`# recipe.yaml`)
-    sh        each line `prefopt …` executed in README.md, elsewhere only parsed
+    sh        each line `prefopt …` executed in README.md and docs/data.md, elsewhere only parsed
     console   each line `$ prefopt …` parsed
 
 A block after `<!-- skip: next -->` is left alone, and so are commands that take minutes. A
@@ -35,6 +35,7 @@ PAGES = [
     *sorted((ROOT / "examples").rglob("*.md")),
     *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]
+EXECUTED = {README, ROOT / "docs" / "data.md"}
 MINUTES = {"demo"}
 PAIRS = (
     ("How do I bake bread?", "Mix flour, water, salt and yeast, then wait.", "No."),
@@ -69,7 +70,7 @@ def execute(arguments: list[str]) -> None:
 def shell(example: Example) -> None:
     for arguments in commands(example.parsed):
         parse(arguments)
-        if Path(example.path) == README and not MINUTES & set(arguments):
+        if Path(example.path) in EXECUTED and not MINUTES & set(arguments):
             execute(arguments)
 
 
