@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from prefopt.data.checking import bias, estimates
+from prefopt.data.checking import marks as looks
 from prefopt.data.checking.facts import APOLOGY, BOLD, CODE, HEADING, LIST, REFUSAL, Facts
 from prefopt.data.checking.findings import Finding
 from prefopt.data.checking.marks import marks
@@ -131,16 +132,19 @@ def test_auc_is_that_of_both_orientations() -> None:
 
 
 def test_the_interval_of_an_auc_holds() -> None:
+    """Also where each prompt has the same difference four times."""
     rng = np.random.default_rng(3)
     shift, size = 0.4, 120
-    true = float(roc_auc_score(np.repeat([1, 0], 200_000), np.concatenate(
-        [(x := rng.normal(shift, 1, 200_000)), -x])))  # fmt: skip
-    held = 0
-    for _ in range(400):
-        by = np.round(1000 * rng.normal(shift, 1, size)).astype(np.int64)
-        low, high = estimates.auc(by, np.arange(size)).ends
-        held += low <= true <= high
-    assert 0.92 < held / 400 < 0.985
+    many = rng.normal(shift, 1, 200_000)
+    true = float(roc_auc_score(np.repeat([1, 0], 200_000), np.concatenate([many, -many])))
+    for copies in (1, 4):
+        held = 0
+        for _ in range(400):
+            by = np.round(1000 * rng.normal(shift, 1, size)).astype(np.int64)
+            prompts = np.repeat(np.arange(size), copies)
+            low, high = estimates.auc(np.repeat(by, copies), prompts).ends
+            held += low <= true <= high
+        assert 0.92 < held / 400 < 0.985
 
 
 # -- length --------------------------------------------------------------------------------
@@ -412,3 +416,11 @@ MARKED = (
 @pytest.mark.parametrize(("text", "expected"), MARKED, ids=[text[:40] for text, _ in MARKED])
 def test_marks(text: str, expected: int) -> None:
     assert marks(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), MARKED, ids=[text[:40] for text, _ in MARKED])
+def test_the_quick_look_misses_nothing(text: str, expected: int) -> None:
+    """What is looked for before the patterns are tried is in all that they match."""
+    head = " ".join(text[:200].lower().replace("’", "'").split())
+    assert bool(looks._REFUSAL.search(head)) == bool(expected & REFUSAL)
+    assert not looks._REFUSAL.search(head) or looks._may_refuse(head) or "sorry" in head

@@ -102,6 +102,7 @@ def test_a_row_that_no_reader_takes_must_be_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)row 4.*--drop unreadable_row") as caught:
         cleaned(data, "role_marker")
     assert caught.value.kind == "unreadable_row"
+    assert (caught.value.remedy or "").count("--drop") == 1
     assert list((tmp_path / "cleaned").iterdir()) == []
 
 

@@ -142,3 +142,29 @@ def test_ties_and_doubtful_labels_are_not_suspect() -> None:
     found = list(suspects.find(unsure, texts))
     listed = {place["row"] - 1 for finding in found for place in finding.details["listed"]}
     assert not listed & wrong
+
+
+def test_length_alone_is_enough_to_know_something() -> None:
+    _, texts, _ = sample(300, signal=0)
+    rng = np.random.default_rng(1)
+    short = rng.integers(50, 200, 300)
+    longer = facts(300, preferred_length=2 * short, dispreferred_length=short)
+    known = suspects.margins(longer, texts)
+    assert known is not None and known.accuracy.value > 0.9
+    blind = suspects.margins(facts(300), texts)
+    assert blind is not None and not blind.informative
+
+
+def test_what_is_unsure_teaches_little() -> None:
+    """Half of the labels are turned, and say that they are hardly more than coins."""
+    columns, texts, wrong = sample(600, flipped=0.6)
+    unsure = facts(
+        600,
+        probability=[0.51 if index in wrong else 1 for index in range(600)],
+        preferred_length=columns.preferred_length,
+        dispreferred_length=columns.dispreferred_length,
+    )
+    known = suspects.margins(unsure, texts)
+    assert known is not None
+    sure = [index not in wrong for index in known.comparisons.tolist()]
+    assert (known.log_odds[sure] > 0).mean() > 0.9

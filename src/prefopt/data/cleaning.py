@@ -2,8 +2,8 @@
 
 What is wrong with a row is decided by what `check` runs: the same pass over the rows, the same
 search for repetitions and contradictions. A row is left out whole, also if only one of its
-comparisons is meant. Whether that helps is another matter: in published comparisons cleaning
-often changed little, and sometimes took away what was hard rather than what was wrong.
+comparisons is meant. That cleaning makes policies better is not known: what is left out may be
+what is hard rather than what is wrong.
 """
 
 from __future__ import annotations
@@ -113,16 +113,7 @@ def clean(
             is among rows that cannot be merged.
     """
     told = _checked(drop, merge)
-    near = [kind for kind in NEAR if kind in told]
-    reading = read(paths, format=format, examples=_ALL, sample=SAMPLE if near else 1)
-    if near and not reading.texts.whole:
-        raise RecipeError(
-            f"near duplicates are looked for in a sample of {SAMPLE:,} comparisons, and this data "
-            f"has {len(reading.facts):,}",
-            field="drop",
-            value=near[0],
-            remedy="clean files one by one, or drop what is exactly the same: duplicate_pair",
-        )
+    reading = _read(paths, format, told)
     verdict = _verdict(reading, told, merge)
     kept = _Kept(paths, format, verdict)
     kept.plan(reading.rows)
@@ -178,6 +169,21 @@ def _checked(drop: Sequence[str], merge: str | None) -> list[str]:
             remedy="--drop contradiction",
         )
     return [kind for kind in KINDS if kind in drop]
+
+
+def _read(paths: Paths, format: str, told: Collection[str]) -> Reading:
+    """Everything that is wrong with single rows, and what tells rows that belong together."""
+    near = [kind for kind in NEAR if kind in told]
+    reading = read(paths, format=format, examples=_ALL, sample=SAMPLE if near else 1)
+    if near and not reading.texts.whole:
+        raise RecipeError(
+            f"near duplicates are looked for in a sample of {SAMPLE:,} comparisons, and this data "
+            f"has {len(reading.facts):,}",
+            field="drop",
+            value=near[0],
+            remedy="clean files one by one, or drop what is exactly the same: duplicate_pair",
+        )
+    return reading
 
 
 # -- which rows ----------------------------------------------------------------------------
@@ -343,8 +349,10 @@ class _Kept:
 
     def _refused(self, error: DataError) -> None:
         if (error.file, error.row) not in self._verdict.removed:
-            if error.kind in DROPPABLE and error.row is not None:
-                error.remedy = f"--drop {error.kind}, or {error.remedy}"
+            told = f"--drop {error.kind}"
+            # the reader asks twice: what is raised here is one more error of the file for it
+            if error.kind in DROPPABLE and told not in (error.remedy or ""):
+                error.remedy = f"{told}, or {error.remedy}"
             raise error
 
 

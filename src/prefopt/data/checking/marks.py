@@ -28,7 +28,8 @@ _HEAD = 200  # characters in which a refusal or an apology is looked for
 _FENCE = re.compile(r"(?:^|\n)[ \t]*```.*?(?:\n[ \t]*```|\Z)", re.DOTALL)
 _ITEM = r"[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S"
 _FIRST_ITEM, _NEXT_ITEM = re.compile(_ITEM), re.compile(r"\n" + _ITEM)
-_HEADING = re.compile(r"(?:^|\n) {0,3}#{1,6}[ \t]+\S")
+_TITLE = r" {0,3}#{1,6}[ \t]+\S"
+_FIRST_HEADING, _NEXT_HEADING = re.compile(_TITLE), re.compile(r"\n" + _TITLE)
 _BOLD = re.compile(r"\*\*(?=[^\s*])[^*\n]*[^\s*]\*\*")
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
 
@@ -76,7 +77,7 @@ def marks(text: str) -> int:
             found = CODE
     if "\n" in text and _is_list(text):
         found |= LIST
-    if "# " in text and _HEADING.search(text):
+    if "# " in text and (_NEXT_HEADING.search(text) or _FIRST_HEADING.match(text)):
         found |= HEADING
     if "**" in text and _BOLD.search(text):
         found |= BOLD
@@ -91,10 +92,35 @@ def _is_list(text: str) -> bool:
 
 
 def _of_beginning(head: str) -> int:
+    if "’" in head:
+        head = head.replace("’", "'")
     sorry = "sorry" in head or "apolog" in head
-    negated = "n't" in head or "not" in head or "n’t" in head  # "cannot" too
-    if not (sorry or negated or "unable" in head or "decline" in head or "refuse" in head):
+    if not sorry and not _may_refuse(head):
         return 0
-    head = " ".join(head.replace("’", "'").split())
+    head = " ".join(head.split())
     found = REFUSAL if _REFUSAL.search(head) else 0
     return found | (APOLOGY if sorry and _APOLOGY.search(head) else 0)
+
+
+def _may_refuse(head: str) -> bool:
+    """Whether words are there without which `_REFUSAL` cannot match; few texts have them."""
+    if "n't" in head and ("can't " in head or "won't " in head or "uldn't " in head):
+        return True
+    if "not " in head and (
+        "cannot " in head
+        or "can not " in head
+        or "will not " in head
+        or "uld not " in head
+        or "m not " in head
+        or "must not " in head
+    ):
+        return True
+    if "unable to" in head or "decline" in head or "refuse" in head:
+        return True
+    return ("n't" in head or "not " in head) and (
+        " an ai" in head
+        or "language model" in head
+        or "artificial" in head
+        or "t feel comfort" in head
+        or "don't want to" in head
+    )

@@ -202,7 +202,8 @@ def _fitted(features: Any, weight: NDArray[np.float64]) -> NDArray[np.float64]:
         # a model that is not quite at its optimum is judged out of fold like any other
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(sparse.diags_array(signs) @ features, signs, sample_weight=weight)
-    return np.asarray(model.coef_, dtype=np.float64)[0]
+    coefficients: NDArray[np.float64] = np.asarray(model.coef_, dtype=np.float64)[0]
+    return coefficients
 
 
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
