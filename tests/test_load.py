@@ -87,3 +87,31 @@ def test_a_model_folder_may_hold_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("model: base\n")
     (tmp_path / "config.json").write_text("{}")
     assert model_folder(tmp_path) == str(tmp_path)
+
+
+def test_a_model_without_some_of_its_weights(tiny_policy_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = tiny_policy_folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(PolicyError, match=r"lacks 1 .*layers\.1\.mlp\.up_proj") as caught:
+        load_policy(tiny_policy_folder, device="cpu")
+    assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other shapes", "no number", "no channels"])
+def test_a_folder_that_is_damaged(damage: str, tiny_policy_folder: Path) -> None:
+    file, config = (tiny_policy_folder / name for name in ("model.safetensors", "config.json"))
+    settings = json.loads(config.read_text())
+    if damage == "cut short":
+        file.write_bytes(file.read_bytes()[:5000])
+    settings |= {
+        "other shapes": {"vocab_size": 10},
+        "no number": {"hidden_size": "x"},
+        "no channels": {"hidden_size": 0},
+    }.get(damage, {})
+    config.write_text(json.dumps(settings))
+    with pytest.raises(PolicyError, match="cannot load"):
+        load_policy(tiny_policy_folder, device="cpu")

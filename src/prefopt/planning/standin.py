@@ -20,10 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 
 from prefopt.constraints import Constraint
 from prefopt.engine.logps import Precision, Scorer
-from prefopt.errors import PolicyError
 from prefopt.objectives.loss import Weighted
 from prefopt.policies.export import model_folder
-from prefopt.policies.load import Policy, load_tokenizer, refuse_no_model
+from prefopt.policies.load import Policy, load_tokenizer, refuse_no_model, unusable
 from prefopt.policies.reference import freeze
 from prefopt.recipe import Recipe
 from prefopt.training.examples import Prepared
@@ -84,8 +83,8 @@ class Outline:
         try:
             with torch.device("meta"):
                 model = loader.from_config(config, dtype=torch.float32)
-        except (ValueError, KeyError) as error:
-            raise _unusable(self.name, error) from error
+        except Exception as error:  # a config that no model can be made of
+            raise unusable(self.name, error) from error
         model.config._name_or_path = self.name
         give_shapes(model)
         if self.generation is not None:
@@ -111,8 +110,8 @@ def find_outline(name: str) -> Outline:
     refuse_no_model(source)
     try:
         return _read(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unusable(source, error) from error
+    except Exception as error:  # as in `load_policy`
+        raise unusable(source, error) from error
 
 
 def _read(source: str) -> Outline:
@@ -215,14 +214,3 @@ def _shorten(config: Any, depth: int) -> None:
         if isinstance(value, list) and len(value) == before:  # one for each layer
             setattr(config, name, value[:depth])
     config.num_hidden_layers = depth
-
-
-def _unusable(source: str, error: Exception) -> PolicyError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return PolicyError(
-        f"cannot load a causal language model from '{source}': {first}",
-        field="model",
-        value=source,
-        remedy="give an existing folder or a hub id; a folder needs the model's and the "
-        "tokenizer's files",
-    )

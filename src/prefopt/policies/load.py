@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from prefopt.errors import PolicyError
+from prefopt.errors import PolicyError, PrefoptError
 from prefopt.policies import quantized
 from prefopt.policies.quiet import quietly
 
@@ -70,8 +71,8 @@ def load_policy(
             loaded on in any case.
 
     Raises:
-        PolicyError: there is no such model, it is not a causal language model, or its
-            tokenizer is missing; or there is no such device.
+        PolicyError: there is no such model, it is not a causal language model, some of its
+            weights or its tokenizer are missing; or there is no such device.
         MissingExtraError: quantized weights, and bitsandbytes is not installed.
     """
     source = str(name)
@@ -81,14 +82,10 @@ def load_policy(
     options = quantized.loading_options(how, target) if how else {}
     try:
         model, tokenizer = _load(source, options)
-    except (OSError, ValueError, KeyError) as error:
-        raise PolicyError(
-            f"cannot load a causal language model from '{source}': {_first_line(error)}",
-            field="model",
-            value=source,
-            remedy="give an existing folder or a hub id; a folder needs the model's and the "
-            "tokenizer's files",
-        ) from error
+    except PrefoptError:
+        raise
+    except Exception as error:  # what a broken file makes of a library has no common type
+        raise unusable(source, error) from error
     quantized.one_arithmetic(model)
     return Policy(model if options else model.to(target), tokenizer, source)
 
@@ -96,15 +93,43 @@ def load_policy(
 def _load(source: str, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
-    if (Path(source) / "adapter_config.json").exists():
-        from peft import AutoPeftModelForCausalLM
-
-        loader: Any = AutoPeftModelForCausalLM
-    else:
-        loader = AutoModelForCausalLM
+    loader: Any = AutoModelForCausalLM
     with quietly():
-        model = loader.from_pretrained(source, dtype=torch.float32, **options)
+        if (Path(source) / "adapter_config.json").exists():
+            from peft import AutoPeftModelForCausalLM
+
+            loader = AutoPeftModelForCausalLM
+            model = loader.from_pretrained(source, dtype=torch.float32, **options)
+        else:
+            model, found = loader.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **options
+            )
+            _refuse_drawn(source, found["missing_keys"])
     return model, load_tokenizer(source)
+
+
+def _refuse_drawn(source: str, missing: Collection[str]) -> None:
+    """Weights that no file has would be random numbers, and nobody would see it in a score."""
+    if missing:
+        names = sorted(missing)
+        raise PolicyError(
+            f"{source} lacks {len(names)} of the model's weights, such as {names[0]}",
+            field="model",
+            value=source,
+            remedy="download or save it again, whole; a model without a head for words, as "
+            "classifiers and reward models are, cannot be a policy",
+        )
+
+
+def unusable(source: str, error: Exception) -> PolicyError:
+    """What a library says about a model that it cannot load, in our form."""
+    return PolicyError(
+        f"cannot load a causal language model from '{source}': {_first_line(error)}",
+        field="model",
+        value=source,
+        remedy="give an existing folder or a hub id; a folder needs the model's and the "
+        "tokenizer's files",
+    )
 
 
 def length_limit(config: Any) -> int | None:
