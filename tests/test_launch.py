@@ -329,7 +329,8 @@ def test_a_process_that_failed_is_heard_to_the_end() -> None:
 @pytest.mark.parametrize(
     ("flags", "environment", "message"),
     [
-        (["--restarts", "1"], {}, "no effect without --processes"),
+        (["--restarts", "1"], {}, "no effect without several --processes"),
+        (["--restarts", "1", "--processes", "1"], {}, "no effect without several --processes"),
         (["--processes", "2"], {"RANK": "0"}, "started already"),
         (["--processes", "0"], {}, "must be at least 1"),
     ],

@@ -17,7 +17,7 @@ from prefopt.cli.app import run as run_command
 from prefopt.errors import PolicyError, RecipeError
 from prefopt.planning import measuring
 from prefopt.planning.changes import smallest_change
-from prefopt.planning.machines import MACHINES, Machine, named
+from prefopt.planning.machines import MACHINES, Machine, counted, named
 from prefopt.planning.memory import Footprint, per_device
 from prefopt.planning.needs import Needs
 from prefopt.planning.plan import LATER, Planner, make_planner
@@ -315,8 +315,9 @@ def test_strategies_share_what_they_share() -> None:
     assert kept.weights + kept.gradients + kept.gathered == 800 + 800
     frozen = per_device(replace(WHOLE, trained=0.0), "fsdp", 16)
     assert frozen.gathered == 40 + 2 * 20
-    with pytest.raises(ValueError, match="groups of 3"):
-        per_device(WHOLE, "hybrid", 16, shards=3)
+    for shards in (3, 64):  # what training refuses too
+        with pytest.raises(RecipeError, match=f"groups of {shards}"):
+            per_device(WHOLE, "hybrid", 16, shards=shards)
 
 
 def test_more_readers_have_smaller_micro_batches(planner_of: Callable[..., Planner]) -> None:
@@ -331,9 +332,10 @@ def test_more_readers_have_smaller_micro_batches(planner_of: Callable[..., Plann
 
 def test_machines_are_named_with_a_count() -> None:
     assert named("h100:8") == replace(MACHINES["h100"], count=8)
-    for wrong in ("h1000", "h100:0", "h100:many"):
+    assert counted("this:2") == ("this", 2)
+    for wrong in ("h1000", "h100:0", "h100:many", "h100:", "this:0", "this:-1", "this:many"):
         with pytest.raises(RecipeError, match=r"machine|number"):
-            named(wrong)
+            counted(wrong)
 
 
 def test_a_larger_machine_is_faster_and_two_are_twice_as_fast(
@@ -446,6 +448,10 @@ def test_a_misfit_is_a_finding_and_an_error_only_if_asked(
     ("extra", "word"),
     [
         (["--machine", "cray"], "h100"),
+        (["--machine", "this:0"], "above 0"),
+        (["--sample", "0"], "--sample"),
+        (["--parallel", "tensor", "--parallel.tensor", "3", "--machine", "h100:8"], "groups of 3"),
+        (["--parallel", "hybrid", "--parallel.shards", "16", "--machine", "h100:8"], "of 16"),
         (["--model", "nowhere/at/all"], "not there"),
         (["--adapter", "loraa"], "there is no adapter"),
         (["--objective", "dpoo"], "dpo"),

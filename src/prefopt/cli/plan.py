@@ -27,14 +27,18 @@ _COLOURS = {
 _WIDTH = 40  # characters of a bar
 
 
+def _ours(**options: Any) -> Parameter:
+    return Parameter(group=_PANEL, **options)
+
+
 def plan(
     recipe: str | None = None,
     /,
     *,
-    machine: tuple[str, ...] = (),
-    measure: bool = False,
-    sample: int | None = None,
-    fail_on: Literal["misfit"] | None = None,
+    machine: Annotated[tuple[str, ...], _ours(metavar="NAME[:COUNT]")] = (),
+    measure: Annotated[bool, _ours()] = False,
+    sample: Annotated[int | None, _ours(validator=Number(gte=1))] = None,
+    fail_on: Annotated[Literal["misfit"] | None, _ours()] = None,
     **settings: Any,
 ) -> Outcome:
     """Say what a training will need and how long it will take.
@@ -64,22 +68,18 @@ def plan(
         Exit with 1 if the training does not fit on one of the machines.
     """
     from prefopt.planning.changes import smallest_change
+    from prefopt.planning.machines import counted
     from prefopt.planning.plan import find_machines, make_planner, to_dict
 
+    for name in machine:
+        counted(name)  # a wrong one is refused before anything is read
     given = overrides_of(settings)
 
     def load(further: Mapping[str, Any]) -> ResolvedRecipe:
         return load_recipe(recipe, {**given, **further})
 
     with counting("reading", "rows") as shown:
-        read = 0
-
-        def advance(rows: int) -> None:
-            nonlocal read
-            read = rows
-            shown(read)
-
-        planner = make_planner(load, sample=sample, measuring=measure, advance=advance)
+        planner = make_planner(load, sample=sample, measuring=measure, advance=shown)
     machines = find_machines(planner, machine)
     fits = [(fit, smallest_change(planner, fit.machine, fit)) for fit in map(planner.fit, machines)]
     result = to_dict(planner, fits)
@@ -196,22 +196,9 @@ def _yaml(value: Any) -> str:
 
 def _signature() -> inspect.Signature:
     """Our flags, and the recipe's as `prefopt train` has them."""
-    helps = {
-        "machine": (tuple[str, ...], {"metavar": "NAME[:COUNT]"}),
-        "measure": (bool, {}),
-        "sample": (int | None, {"validator": Number(gte=1)}),
-        "fail_on": (Literal["misfit"] | None, {}),
-    }
-    own = inspect.signature(plan)
-    theirs = inspect.signature(_train).parameters.values()
-    kept = [p for p in theirs if p.name not in _NOT_OURS]
-    flags = [
-        own.parameters[name].replace(
-            annotation=Annotated[kind, Parameter(group=_PANEL, **options)]  # type: ignore[arg-type]
-        )
-        for name, (kind, options) in helps.items()
-    ]
-    return inspect.Signature([kept[0], *flags, *kept[1:]])
+    file, *flags, _ = inspect.signature(plan).parameters.values()
+    _, *theirs = inspect.signature(_train).parameters.values()
+    return inspect.Signature([file, *flags, *(p for p in theirs if p.name not in _NOT_OURS)])
 
 
 plan.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -65,12 +65,12 @@ def check_processes(processes: int | None, restarts: int) -> None:
             raise UsageError(
                 f"must be at least {least}", field=flag, value=number, remedy="give another number"
             )
-    if processes is None and restarts:
+    if processes in (None, 1) and restarts:
         raise UsageError(
-            "has no effect without --processes",
+            "has no effect without several --processes: no other one sees that this one was lost",
             field="--restarts",
             value=restarts,
-            remedy="give --processes too; torchrun has its own --max-restarts",
+            remedy="give --processes 2 or more; torchrun has its own --max-restarts",
         )
     if processes is not None and "RANK" in os.environ:
         raise UsageError(

@@ -51,14 +51,17 @@ PANELS = {
         "parallel",
     ),
 }  # fmt: skip
+_GROUPS = {title: Panel.create_ordered(title) for title in PANELS}
+#: of flags about the machine: they are no settings, since they never change what is learned
+_of_the_machine = Parameter(group=Panel.create_ordered("Several processes"), metavar="INT")
 
 
 def train(
     recipe: str | None = None,
     /,
     *,
-    processes: int | None = None,
-    restarts: int = 0,
+    processes: Annotated[int | None, _of_the_machine] = None,
+    restarts: Annotated[int, _of_the_machine] = 0,
     **settings: Any,
 ) -> Outcome:
     """Train a policy on preferences.
@@ -242,31 +245,9 @@ def _metavar(name: str, annotation: Any) -> str | None:
 
 def _signature() -> inspect.Signature:
     """The recipe as flags, so that a setting is declared once."""
-    file = inspect.Parameter(
-        "recipe",
-        inspect.Parameter.POSITIONAL_ONLY,
-        default=None,
-        annotation=str | None,
-    )
-    panels = {title: Panel.create_ordered(title) for title in PANELS}
-    flags = [_flag(name, panels[title]) for title, names in PANELS.items() for name in names]
-    machine = Panel.create_ordered("Several processes")
-    flags += [
-        _machine_flag("processes", None, machine),
-        _machine_flag("restarts", 0, machine),
-    ]
-    return inspect.Signature([file, *flags, *(_inside(name) for name in SECTIONS)])
-
-
-def _machine_flag(name: str, default: int | None, panel: Panel) -> inspect.Parameter:
-    """A flag about the machine: it is no setting, since it never changes what is learned."""
-    parameter = Parameter(group=panel, metavar="INT")
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[int | None if default is None else int, parameter],
-    )
+    file, *ours, _ = inspect.signature(train).parameters.values()
+    flags = [_flag(name, _GROUPS[title]) for title, names in PANELS.items() for name in names]
+    return inspect.Signature([file, *flags, *ours, *(_inside(name) for name in SECTIONS)])
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -93,7 +93,7 @@ MACHINES: Mapping[str, Machine] = {
 
 
 def named(text: str) -> Machine:
-    """A machine of the table: `h100`, or `h100:8` for eight of them.
+    """A machine of the table, which `this` is not: `h100`, or `h100:8` for eight of them.
 
     Raises:
         RecipeError: there is no such machine, or the number is none.
@@ -101,22 +101,35 @@ def named(text: str) -> Machine:
     >>> named("h100:8").count
     8
     """
-    name, _, count = text.partition(":")
-    if name not in MACHINES:
+    name, count = counted(text)
+    return replace(MACHINES[name], count=count)
+
+
+def counted(text: str) -> tuple[str, int]:
+    """The name of a machine, which may be `this`, and how many of it.
+
+    Raises:
+        RecipeError: there is no such machine, or the number is none.
+
+    >>> counted("this"), counted("this:2")
+    (('this', 1), ('this', 2))
+    """
+    name, colon, count = text.partition(":")
+    if name not in ("this", *MACHINES):
         raise RecipeError(
             f"there is no machine '{name}'",
             field="--machine",
             value=text,
             remedy=f"use this, or one of: {', '.join(MACHINES)}; NAME:8 for eight devices",
         )
-    if count and not (count.isdecimal() and int(count)):
+    if colon and not (count.isdecimal() and int(count)):
         raise RecipeError(
             "the number of devices must be a whole number above 0",
             field="--machine",
             value=text,
             remedy=f"write {name}:8 for eight of them",
         )
-    return replace(MACHINES[name], count=int(count or 1))
+    return name, int(count or 1)
 
 
 def memory_of_this() -> int:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
+from prefopt.errors import RecipeError
+
 Strategy: TypeAlias = Literal["alone", "ddp", "fsdp", "hybrid", "tensor"]
 
 GIB = 1 << 30
@@ -96,7 +98,7 @@ def per_device(
         reshard: gathered weights and whole gradients are let go of after each layer.
 
     Raises:
-        ValueError: the devices cannot be cut into such groups.
+        RecipeError: the devices cannot be cut into such groups.
 
     >>> one = Footprint(weights=800, gradients=800, optimizer=1600, reference=0, activations=50,
     ...                 layer=10, root=20)
@@ -114,11 +116,8 @@ process=0, data=0, allocator=0)
             footprint.reference,
             footprint.activations,
         )
-    split = min(tensor or PER_NODE, devices) if strategy == "tensor" else 1
-    copies = min(shards or PER_NODE, devices) if strategy == "hybrid" else devices
-    for size, name in ((split, "tensor"), (copies, "shards")):
-        if devices % size:
-            raise ValueError(f"{devices} devices cannot be cut into groups of {size} ({name})")
+    split = _group("tensor", tensor, devices) if strategy == "tensor" else 1
+    copies = _group("shards", shards, devices) if strategy == "hybrid" else devices
 
     def share(size: float) -> int:
         return math.ceil(size / copies)
@@ -131,6 +130,19 @@ process=0, data=0, allocator=0)
         activations=_activations(footprint.activations, split),
         gathered=_gathered(footprint, split, copies, reshard=reshard),
     )
+
+
+def _group(name: str, given: int | None, devices: int) -> int:
+    """Devices in a group, refused where training would refuse it."""
+    size = given or min(PER_NODE, devices)
+    if devices % size:
+        raise RecipeError(
+            f"{devices} devices cannot be divided into groups of {size}",
+            field=f"parallel.{name}",
+            value=size,
+            remedy=f"set parallel.{name} to a divisor of {devices}, or plan for another number",
+        )
+    return size
 
 
 def _gathered(footprint: Footprint, split: int, copies: int, *, reshard: bool) -> int:

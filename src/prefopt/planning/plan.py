@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from prefopt.constraints import Constraint, make_constraints
 from prefopt.data.formats import read_groups
 from prefopt.objectives.loss import Weighted
-from prefopt.planning.machines import Machine, named
+from prefopt.planning.machines import Machine, counted, named
 from prefopt.planning.measuring import Measured, measure, resident, this_machine
 from prefopt.planning.memory import Footprint, Memory, Strategy, per_device
 from prefopt.planning.needs import Needs, Piece, find_needs
@@ -308,14 +308,14 @@ def find_machines(planner: Planner, names: Sequence[str]) -> list[Machine]:
     config = planner.outline.config.get_text_config()
     found = []
     for name in names or ("this",):
-        kind, _, count = name.partition(":")
+        kind, count = counted(name)
         if kind != "this":
             found.append(named(name))
             continue
         one = this_machine(
             planner.recipe, width=config.hidden_size, tokens=planner.recipe.microbatch_tokens
         )
-        found.append(replace(one, count=int(count or 1)))
+        found.append(replace(one, count=count))
     return found
 
 
