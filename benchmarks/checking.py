@@ -98,12 +98,13 @@ def sentences(seed: int, count: int, words: int) -> list[str]:
 
 
 def short_lines(count: int, seed: int) -> Iterator[str]:
-    """Pairs with some 120 characters a side; each twentieth prompt is that of another row."""
+    """Pairs with some 120 characters a side; nearly every twentieth prompt is an earlier one."""
     said = sentences(seed, 20_000, 9)
     draw = random.Random(seed)
     for index in range(count):
-        a, b, c, d, e = (said[int(draw.random() * 20_000)] for _ in range(5))
+        b, c, d, e = (said[int(draw.random() * 20_000)] for _ in range(4))
         number = index if index % 20 else index // 2
+        a = said[number * 7919 % 20_000]
         yield (
             f'{{"prompt": "{number}: {a}", "chosen": "{b} {c}", "rejected": "{d} {e}", '
             f'"category": "c{index % 7}", "source": "s{index % 3}"}}\n'

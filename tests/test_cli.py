@@ -171,6 +171,12 @@ WRONG = (
     ("check {}/nope.jsonl", 2, "no such file"),
     ("check {}/pairs.jsonl --fail-on bad", 2, "bad"),
     ("check {}/pairs.jsonl --format nope", 2, "format"),
+    ("balance {}/pairs.jsonl --out {}/new.jsonl", 2, "--by"),
+    ("balance {}/pairs.jsonl --by topic --out {}/new.jsonl", 2, "no comparison has this column"),
+    ("balance {}/pairs.jsonl --by length --out {}/good.yaml", 2, "must end with"),
+    ("balance {}/broken.jsonl --by length --out {}/new.jsonl", 2, "not"),
+    ("clean {}/pairs.jsonl --out {}/new.jsonl --removed {}/r.jsonl", 2, "--drop"),
+    ("clean {}/pairs.jsonl --out {}/new.jsonl --removed {}/r.jsonl --drop x", 2, "no such kind"),
     ("score {}/base --reference {}/base --data {}/nope.jsonl", 2, "no such file"),
     ("score {}/base --reference {}/base", 2, "--data"),
     ("score {}/base --data {}/pairs.jsonl --reference {}", 2, "without a model"),
@@ -274,7 +280,9 @@ def failing(error: BaseException) -> Callable[..., None]:
 def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
     call: Call, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefopt.data.checks.check", failing(ZeroDivisionError("by zero\nmore")))
+    monkeypatch.setattr(
+        "prefopt.data.checking.check.check", failing(ZeroDivisionError("by zero\nmore"))
+    )
     monkeypatch.delenv("PREFOPT_DEBUG", raising=False)
     code, _, err = call("check", data)
     assert code == 1
@@ -292,7 +300,7 @@ def test_an_unexpected_error_is_one_line_and_says_how_to_see_more(
 
 
 def test_ctrl_c_is_130(call: Call, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefopt.data.checks.check", failing(KeyboardInterrupt()))
+    monkeypatch.setattr("prefopt.data.checking.check.check", failing(KeyboardInterrupt()))
     code, _, err = call("check", data)
     assert code == 130
     assert "interrupted" in err
@@ -322,7 +330,11 @@ def test_a_reader_that_leaves_early_is_no_traceback(data: Path) -> None:
 def test_check_counts_and_finds(call: Call, tmp_path: Path, data: Path) -> None:
     code, out, _ = call("check", data, "--json")
     assert code == 0
-    assert one_object(out) == {"rows": 12, "groups": 12, "comparisons": 12, "findings": []}
+    document = one_object(out)
+    assert {key: document[key] for key in ("rows", "groups", "comparisons")} == {
+        "rows": 12, "groups": 12, "comparisons": 12,
+    }  # fmt: skip
+    assert [finding["kind"] for finding in document["findings"]] == ["length_bias"]
     code, out, _ = call("check", data)
     assert code == 0
     assert "12 rows: 12 prompts with 12 comparisons." in out
@@ -333,8 +345,9 @@ def test_check_counts_and_finds(call: Call, tmp_path: Path, data: Path) -> None:
     assert "error" in out
     assert call("check", data, same, "--fail-on", "error")[0] == 1
     code, out, _ = call("check", data, same, "--fail-on", "note", "--json")
-    (finding,) = one_object(out)["findings"]
+    finding, bias = one_object(out)["findings"]
     assert (code, finding["level"], finding["count"]) == (1, "error", 1)
+    assert bias["level"] == "warning" and 0 < bias["interval"][0] < bias["value"] == 1.0
     assert finding["rows"] == [{"file": str(same), "row": 1}]
 
 
@@ -344,6 +357,53 @@ def test_fail_on_warning_lets_notes_pass(call: Call, data: Path, tmp_path: Path)
     code, out, _ = call("check", twice, "--fail-on", "error", "--json")
     assert (code, one_object(out)["findings"][0]["level"]) == (0, "warning")
     assert call("check", twice, "--fail-on", "warning")[0] == 1
+
+
+def test_check_writes_a_page_and_compares_with_an_evaluation(
+    call: Call, data: Path, tmp_path: Path
+) -> None:
+    page, asked = tmp_path / "page.html", tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": PAIRS[0]["prompt"]}) + '\n{"text": "x"}\n')
+    code, out, _ = call("check", data, "--against", asked, "--out", page, "--json")
+    document = one_object(out)
+    assert (code, document["page"]) == (0, str(page))
+    assert document["against"] == {"files": [str(asked)], "rows": 2, "prompts": 1, "unread": 1}
+    assert "leaked_prompt" in {finding["kind"] for finding in document["findings"]}
+    assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+    code, out, _ = call("check", data, "--against", asked, "--quick")
+    assert code == 0
+    assert "of 2 rows (1 different prompts, 1 rows without one)" in " ".join(out.split())
+
+
+def test_check_measures_lengths_in_tokens(call: Call, data: Path, tokenizer_folder: Path) -> None:
+    line = ("check", data, "--tokenizer", tokenizer_folder, "--quick", "--json")
+    _, out, _ = call(*line, "--max-length", "4")
+    document = one_object(out)
+    assert "too_long" in {finding["kind"] for finding in document["findings"]}
+    tokens = document["figures"]["tokens"]
+    assert tokens["limit"] == 4 and tokens["over"] > 0
+    assert one_object(call(*line)[1])["figures"]["tokens"]["limit"] is None
+    code, _, err = call("check", data, "--tokenizer", data)
+    assert code == 2 and "cannot load a tokenizer" in err
+
+
+@pytest.mark.parametrize(
+    "options", [["--max-length", "9"], ["--embed", "model", "--quick"], ["--out", "page.pdf"]]
+)
+def test_check_refuses_what_would_have_no_effect(
+    call: Call, data: Path, options: list[str]
+) -> None:
+    code, out, _ = call("check", data, *options, "--json")
+    error = one_object(out)["error"]
+    assert (code, error["type"], error["field"]) == (2, "UsageError", options[0])
+
+
+def test_check_tells_prompts_apart_by_a_models_hidden_states(
+    call: Call, data: Path, tiny_policy_folder: Path
+) -> None:
+    code, out, _ = call("check", data, "--embed", tiny_policy_folder, "--json")
+    assert code == 0
+    assert one_object(out)["figures"]["coverage"]["clusters"]
 
 
 # -- train, score, sample, report, export --------------------------------------------------

@@ -165,8 +165,8 @@ def _shown(result: dict[str, Any]) -> list[Any]:
     if result["against"] is not None:
         other = result["against"]
         shown.append(
-            f"Compared with {other['prompts']:,} prompts in {other['rows']:,} rows of evaluation"
-            + (f"; {other['unread']:,} rows have none." if other["unread"] else ".")
+            f"Compared with an evaluation set of {other['rows']:,} rows "
+            f"({other['prompts']:,} different prompts, {other['unread']:,} rows without one)."
         )
     if result["page"]:
         shown.append(f"Written to {result['page']}.")
