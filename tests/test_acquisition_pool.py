@@ -20,6 +20,7 @@ from prefopt.data.acquisition import (
     select,
     write_scores,
 )
+from prefopt.data.acquisition.pool import History, note_answers
 from prefopt.data.acquisition.questions import completion_key, question_key
 from prefopt.data.formats import read_groups, write_groups
 from prefopt.errors import DataError, RecipeError
@@ -306,15 +307,24 @@ def test_open_questions_come_again_and_settled_ones_are_named() -> None:
 
 
 def test_answers_from_several_rows_are_of_one_question() -> None:
+    """Four times x over y, however the two stand in the row, and once the other way."""
     rows = [
         a_group("p", "x", "y", votes=votes("first")),
-        a_group("p", "y", "x", votes=votes("first")),
+        a_group("p", "y", "x", votes=votes("second")),
+        a_group("p", "z", "x", "y", votes=(Vote(2, 1, "second"), Vote(1, 2, "first"))),
+        a_group("p", "y", "x", comparisons=(Comparison(0, 1),)),
     ]
-    rows += [a_group("p", "z", "x", "y", votes=(Vote(2, 1, "second"), Vote(1, 2, "second")))]
-    found = acquire([a_group("p", "x", "y")], count=1, strategy="random", labelled=rows, repeat=4)
-    (item,) = found.to_dict()["ties"]
-    assert (item["answers"], item["share"]) == (4, 0.5)  # x, y, x, y
-    assert found.chosen == []
+    history: History = {}
+    for row in rows:
+        note_answers(row, history)
+    ((key, asked),) = history.items()
+    assert key == key_of(a_group("p", "y", "x"))
+    assert asked.sides[0] == completion_key(prompt_key("p"), "x")
+    assert asked.answers == [(None, 1.0)] * 4 + [(None, 0.0)]
+    wanted = {"count": 1, "strategy": "random", "labelled": rows}
+    assert acquire([a_group("p", "x", "y")], repeat=6, **wanted).again == 1
+    done = acquire([a_group("p", "x", "y")], repeat=5, **wanted)
+    assert (done.again, done.undecided, done.ties, done.conflicts) == (0, 1, [], [])
 
 
 # -- refusals ------------------------------------------------------------------------------

@@ -48,6 +48,13 @@ def test_near_one_half_at_the_last_answer_is_a_tie() -> None:
     assert verdict([(None, 1.0)] * 6, most=6).state == "decided"  # the last one may decide
 
 
+def test_far_from_one_half_at_the_last_answer_is_no_tie() -> None:
+    # of five: 2 or 3 are near one half, 1 or 4 neither that nor beyond doubt
+    states = [verdict([(None, 1.0)] * n + [(None, 0.0)] * (5 - n), most=5).state for n in range(6)]
+    assert states == ["decided", "undecided", "tie", "tie", "undecided", "decided"]
+    assert verdict([(None, 1.0)] * 4 + [(None, 0.0)], most=5, band=0.3).state == "tie"
+
+
 def test_an_interval_around_one_half_is_a_tie_without_a_limit() -> None:
     # the interval of n even answers is about ½ ± 0.98/√n
     assert verdict([(None, 1.0), (None, 0.0)] * 40).state == "open"  # ± 0.108

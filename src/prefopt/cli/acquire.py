@@ -108,8 +108,8 @@ def acquire(
 
     With `--json`: `strategy`, `chosen` (objects with `file`, `row`, `first`, `second`,
     `strategy`, `score`, `control`, in the order to ask), `controls`, `pool`,
-    `already_labelled`, `again`, `unscored`, `ties` and `conflicts` (objects with `file`, `row`,
-    `first`, `second`, `answers`, `share`, `interval`), `skipped`, `out`.
+    `already_labelled`, `again`, `unscored`, `undecided`, `ties` and `conflicts` (objects with
+    `file`, `row`, `first`, `second`, `answers`, `share`, `interval`), `skipped`, `out`.
     """
     check_target(out, ".jsonl", ".jsonl.gz", ".jsonl.zst", read=(*pool, *(labelled or ())))
     how = {"count": count, "strategy": strategy, "controls": controls, "per_prompt": per_prompt,
@@ -160,6 +160,8 @@ def _shown(found: Acquired, count: int, skipped: dict[str, int], written: str | 
         "without scores": f"{found.unscored:,}",
         "left out": counts(skipped),
     }
+    if found.undecided:
+        rows["undecided"] = f"{found.undecided:,} have all the answers they may have"
     for name in ("ties", "conflicts"):
         if document[name]:
             rows[name] = _named(document[name])

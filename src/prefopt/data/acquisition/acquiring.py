@@ -13,7 +13,7 @@ from prefopt.data.acquisition.pool import Asked, History, Pool, note_question, r
 from prefopt.data.acquisition.questions import Pairs, completion_key, drawn, question_key
 from prefopt.data.acquisition.scores import Scores
 from prefopt.data.acquisition.selection import CONTROL, Selection, select
-from prefopt.data.acquisition.stopping import Verdict, verdict
+from prefopt.data.acquisition.stopping import State, Verdict, verdict
 from prefopt.data.acquisition.strategies import find_strategy
 from prefopt.errors import DataError, RecipeError
 from prefopt.records import Group, Origin
@@ -54,6 +54,8 @@ class Acquired:
         already_labelled: those of them that were asked before.
         again: those of these that may be asked again, as their answers leave them open.
         unscored: questions that were left out, as a completion of theirs has no score.
+        undecided: questions with as many answers as they may have, which neither decide them
+            nor are near one half.
         ties, conflicts: questions of which more answers would not decide which is better.
     """
 
@@ -63,6 +65,7 @@ class Acquired:
     already_labelled: int
     again: int
     unscored: int
+    undecided: int
     ties: Sequence[tuple[Asked, Verdict]]
     conflicts: Sequence[tuple[Asked, Verdict]]
 
@@ -81,6 +84,7 @@ class Acquired:
             "already_labelled": self.already_labelled,
             "again": self.again,
             "unscored": self.unscored,
+            "undecided": self.undecided,
             "ties": [_settled(*item) for item in self.ties],
             "conflicts": [_settled(*item) for item in self.conflicts],
         }
@@ -139,9 +143,16 @@ def acquire(
         already_labelled=sum(key in history for key in found.keys),
         again=sum(key in again for key in found.keys),
         unscored=len(found.keys) - len(kept),
-        ties=[(history[key], state) for key, state in states.items() if state.state == "tie"],
-        conflicts=[(history[k], state) for k, state in states.items() if state.state == "conflict"],
+        undecided=sum(state.state == "undecided" for state in states.values()),
+        ties=_in_state("tie", history, states),
+        conflicts=_in_state("conflict", history, states),
     )
+
+
+def _in_state(
+    name: State, history: History, states: Mapping[bytes, Verdict]
+) -> list[tuple[Asked, Verdict]]:
+    return [(history[key], state) for key, state in states.items() if state.state == name]
 
 
 def _nothing_to_compare() -> DataError:

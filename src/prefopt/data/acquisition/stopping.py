@@ -1,4 +1,4 @@
-"""When to stop asking about one pair: it is decided, a tie, a conflict, or still open.
+"""When to stop asking about one pair: it is decided, a tie, a conflict, undecided or open.
 
 Of n answers k are for the first completion, a tie counting half. The Jeffreys interval of the
 share, Beta(k + ½, n − k + ½), is looked at after every answer, so over many pairs more than one
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-State = Literal["open", "decided", "tie", "conflict"]
+State = Literal["open", "decided", "tie", "conflict", "undecided"]
 #: who answered, if that is known, and 1 for the first completion, 0 for the second, ½ for a tie
 Answer = tuple[str | None, float]
 
@@ -25,9 +25,10 @@ class Verdict:
     """What the answers to one question come to.
 
     Attributes:
-        state: `decided` where the interval excludes one half, `conflict` where annotators
-            contradict each other and agree with themselves, `tie` where more answers would
-            hardly tell the sides apart, else `open`.
+        state: `decided` where the interval excludes one half; `conflict` where annotators
+            contradict each other and agree with themselves; `tie` where the share is near one
+            half, surely or after the last answer; `undecided` where it is not and there are no
+            more answers to be had; else `open`.
         share: of the answers for the first completion, ties half.
         interval: of that share, 95 %.
         answers: how many there are.
@@ -44,16 +45,16 @@ def verdict(answers: Sequence[Answer], *, most: int | None = None, band: float =
 
     Args:
         answers: in the order in which they were given.
-        most: answers after which a question that is not decided is a tie; None for no limit.
-        band: a share that is surely less than this from one half is a tie.
+        most: answers after which nobody is asked again; None for no limit.
+        band: how far from one half the share of a tie may be.
 
     Raises:
         ValueError: there are no answers.
 
     >>> verdict([("ann", 1.0)] * 5).state, verdict([("ann", 1.0), ("bob", 0.0)]).state
     ('decided', 'open')
-    >>> verdict([("ann", 1.0), ("bob", 0.0)], most=2).state
-    'tie'
+    >>> verdict([("ann", 1.0), ("bob", 0.0)], most=2).state, verdict([(None, 1.0)], most=1).state
+    ('tie', 'undecided')
     """
     if not answers:
         raise ValueError("a verdict needs at least one answer")
@@ -63,10 +64,12 @@ def verdict(answers: Sequence[Answer], *, most: int | None = None, band: float =
         state: State = "decided"
     elif divided(answers):
         state = "conflict"
-    elif (most is not None and count >= most) or (low >= 0.5 - band and high <= 0.5 + band):
+    elif low >= 0.5 - band and high <= 0.5 + band:
         state = "tie"
-    else:
+    elif most is None or count < most:
         state = "open"
+    else:
+        state = "tie" if abs(total / count - 0.5) < band + 1e-9 else "undecided"
     return Verdict(state, total / count, (low, high), count)
 
 
