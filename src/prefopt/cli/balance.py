@@ -8,9 +8,18 @@ from typing import Annotated, Any
 from cyclopts.validators import Number
 
 from prefopt.cli.options import OnError, check_target, described
-from prefopt.cli.outcome import Outcome, UsageError, counts, percent
+from prefopt.cli.outcome import Outcome, UsageError, counting, counts, percent
 
 _SHOWN = 40  # values in the table; `--json` has all
+
+Limit = Annotated[
+    float,
+    described(
+        "Most that a factor may be, in smallest factors: what is rare cannot outweigh all.",
+        validator=Number(gte=1),
+        metavar="MAXRATIO",
+    ),
+]
 
 
 def balance(
@@ -29,14 +38,7 @@ def balance(
         str,
         described("File to write: .jsonl, or .jsonl.gz, .jsonl.zst. Must be new.", metavar="FILE"),
     ],
-    limit: Annotated[
-        float,
-        described(
-            "Most that a factor may be, in smallest factors: what is rare cannot outweigh all.",
-            validator=Number(gte=1),
-            metavar="MAXRATIO",
-        ),
-    ] = 10.0,
+    limit: Limit = 10.0,
     seed: Annotated[int, described("Seed of the clusters.")] = 0,
     format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
     on_error: OnError = "raise",
@@ -64,9 +66,17 @@ def balance(
 
     check_target(out, ".jsonl", ".jsonl.gz", ".jsonl.zst", read=data)
     _check_new(out)
-    result = run_balance(
-        list(data), by, out, limit=limit, seed=seed, format=format, on_error=on_error
-    )
+    with counting("reading", "rows") as progress:
+        result = run_balance(
+            list(data),
+            by,
+            out,
+            limit=limit,
+            seed=seed,
+            format=format,
+            on_error=on_error,
+            progress=progress,
+        )
     return Outcome(result, _shown(result))
 
 

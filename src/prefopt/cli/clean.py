@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefopt.cli.options import check_target, described
-from prefopt.cli.outcome import Outcome, UsageError, counts
+from prefopt.cli.outcome import Outcome, UsageError, counting, counts
+
+Merge = Annotated[
+    Literal["votes"] | None,
+    described(
+        "Make one comparison of those that contradict each other, with the share that prefers "
+        "a side as its probability, instead of removing all of them."
+    ),
+]
 
 
 def clean(
@@ -34,13 +42,7 @@ def clean(
             metavar="KIND",
         ),
     ],
-    merge: Annotated[
-        Literal["votes"] | None,
-        described(
-            "Make one comparison of those that contradict each other, with the share that prefers "
-            "a side as its probability, instead of removing all of them."
-        ),
-    ] = None,
+    merge: Merge = None,
     format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
 ) -> Outcome:
     """Write data without the rows of some kinds of findings, and these rows with the reasons.
@@ -66,7 +68,10 @@ def clean(
 
     check_target(out, ".jsonl", ".jsonl.gz", ".jsonl.zst", read=data)
     _check_removed(removed, out, data)
-    result = run_clean(list(data), out, removed, drop, merge=merge, format=format)
+    with counting("reading", "rows") as progress:
+        result = run_clean(
+            list(data), out, removed, drop, merge=merge, format=format, progress=progress
+        )
     return Outcome(result, _shown(result))
 
 

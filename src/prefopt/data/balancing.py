@@ -64,6 +64,7 @@ def balance(
     seed: int = 0,
     format: str = "auto",
     on_error: OnError = "raise",
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Write the data again, with weights that even something out.
 
@@ -77,6 +78,7 @@ def balance(
         limit: how many times the smallest factor the largest may be; 1 or more.
         seed: of the clusters.
         format, on_error: as for `read_groups`.
+        progress: called with the rows read so far, anew for each time that they are read.
 
     Returns:
         `by`; `groups`: of each value its share of the weight `before` and `after`, its factor
@@ -90,7 +92,7 @@ def balance(
         RecipeError: nothing has that column, or there is nothing to even out.
     """
     reader = GroupReader(paths, format=format, on_error=on_error)
-    rows = _Rows(reader, _part_of(by, reader, seed))
+    rows = _Rows(reader, _part_of(by, reader, seed), progress)
     tallies = rows.tallies(by)
     factors, limited, unbalanced = _factors(tallies, limit, by)
     write_groups(out, rows.weighted(factors))
@@ -216,10 +218,13 @@ class _Marked(Comparison):
 class _Rows:
     """The data, every comparison with the part that it is in."""
 
-    def __init__(self, reader: GroupReader, part_of: PartOf) -> None:
+    def __init__(
+        self, reader: GroupReader, part_of: PartOf, progress: Callable[[int], None] | None
+    ) -> None:
         self._reader = reader
         self._part_of = part_of
         self._plan: Plan | None = None
+        self._progress = progress
 
     def tallies(self, by: str) -> dict[Part, Tally]:
         """What is in each part, in the order of names."""
@@ -252,6 +257,8 @@ class _Rows:
         while block := list(islice(rows, _AT_ONCE)):
             if isinstance(self._part_of, _OfClusters):
                 self._part_of.look_ahead([group for group, _ in block])
+            if self._progress is not None:
+                self._progress(self._reader.rows)
             for group, own in block:
                 yield self._marked(group), own
 

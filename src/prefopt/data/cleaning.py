@@ -23,7 +23,7 @@ from prefopt.data.checking import contradiction, repetition
 from prefopt.data.checking.facts import Facts
 from prefopt.data.checking.findings import Finding
 from prefopt.data.checking.grouping import Indices, Pairs, by_prompt, numbered
-from prefopt.data.checking.streaming import SAMPLE, Reading, read
+from prefopt.data.checking.streaming import SAMPLE, Progress, Reading, read
 from prefopt.data.files import Paths, stream_rows
 from prefopt.data.formats import GroupReader, write_groups
 from prefopt.data.kinds import KINDS
@@ -86,6 +86,7 @@ def clean(
     *,
     merge: Literal["votes"] | None = None,
     format: str = "auto",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the data without the rows of some kinds, and these rows to a file of their own.
 
@@ -101,6 +102,7 @@ def clean(
         merge: `votes` makes one comparison of those that contradict each other, with the share of
             their weight as its probability and the mean of it as its weight.
         format: as for `read_groups`.
+        progress: called with the rows checked so far.
 
     Returns:
         `rows`, `kept`, `removed`; `kinds`: how many rows were removed for each kind that was told
@@ -113,7 +115,7 @@ def clean(
             is among rows that cannot be merged.
     """
     told = _checked(drop, merge)
-    reading = _read(paths, format, told)
+    reading = _read(paths, format, told, progress)
     verdict = _verdict(reading, told, merge)
     kept = _Kept(paths, format, verdict)
     kept.plan(reading.rows)
@@ -171,10 +173,11 @@ def _checked(drop: Sequence[str], merge: str | None) -> list[str]:
     return [kind for kind in KINDS if kind in drop]
 
 
-def _read(paths: Paths, format: str, told: Collection[str]) -> Reading:
+def _read(paths: Paths, format: str, told: Collection[str], progress: Progress | None) -> Reading:
     """Everything that is wrong with single rows, and what tells rows that belong together."""
     near = [kind for kind in NEAR if kind in told]
-    reading = read(paths, format=format, examples=_ALL, sample=SAMPLE if near else 1)
+    sample = SAMPLE if near else 1
+    reading = read(paths, format=format, examples=_ALL, sample=sample, progress=progress)
     if near and not reading.texts.whole:
         raise RecipeError(
             f"near duplicates are looked for in a sample of {SAMPLE:,} comparisons, and this data "
