@@ -91,10 +91,12 @@ def test_a_cycle_of_single_judgements_does_not_survive_and_one_of_many_does() ->
 def test_what_is_no_cycle() -> None:
     order = [Said("q", a, b) for a, b in itertools.combinations("abcde", 2)]
     across = [Said("q", "a", "b"), Said("q", "b", "c"), Said("r", "c", "a")]
-    tied = [*ring("a", "b", "c"), Said("q", "a", "c")]  # both ways: nobody is ahead
     square = ring("a", "b", "c", "d")  # a cycle, but of four
     undecided = [*ring("a", "b"), *ring("b", "c")]
-    for said in (order, across, tied, square, undecided, [Said("q", "a", "a")] * 3):
+    tied = [
+        [*ring(*names), Said("q", names[0], names[2])] for names in ("abc", "bca", "acb", "cba")
+    ]
+    for said in (order, across, *tied, square, undecided, [Said("q", "a", "a")] * 3):
         assert "cycle" not in found(*said)
 
 
@@ -176,7 +178,7 @@ def votes(items: int, correct: float, seed: int, annotators: int = 4) -> list[Sa
 
 def test_disagreement_is_alpha_of_the_items_that_several_judged() -> None:
     said = votes(60, 0.8, seed=1)
-    alone = [Said(f"alone {n}", "good", "bad", stated=True, annotator="a0") for n in range(30)]
+    alone = [Said("alone", f"good {n}", "bad", stated=True, annotator="a0") for n in range(30)]
     unnamed = [Said(f"q{n}", "bad", "good", stated=True) for n in range(60)]
     finding = found(*said, *alone, *unnamed)["disagreement"]
     items, people = np.divmod(np.arange(len(said)), 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 import tracemalloc
@@ -140,6 +141,7 @@ def test_blocks_have_whole_prompts_in_reading_order(size: int, least: int) -> No
     blocks = list(by_prompt(prompts, least=least, size=size))
     counts = np.bincount(prompts.astype(int))
     kept = np.concatenate(blocks)
+    assert all(len(a) + len(b) > size for a, b in itertools.pairwise(blocks))  # none too small
     assert sorted(kept) == [n for n, prompt in enumerate(prompts) if counts[prompt] >= least]
     seen: set[int] = set()
     for block in blocks:
@@ -267,6 +269,7 @@ ANSWERS = " ".join(sentences(3, seed=10)), " ".join(sentences(3, seed=11))
         (Said(LONG, f"{ANSWERS[1]} So.", ANSWERS[0]), True, 1),
         (Said(" ".join(sentences(3, seed=12)), *ANSWERS), False, 0),  # the same answers
         (Said(LONG, ANSWERS[0], "Another one."), False, 0),
+        (Said(LONG.split(".")[0], *ANSWERS), False, 0),
         (Said(LONG, *ANSWERS), False, 0),  # exactly the same is told as such
     ],
 )

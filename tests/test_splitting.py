@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prefopt.cli.app import run
 from prefopt.data.checking.clusters import Clusters
 from prefopt.data.formats import read_groups
 from prefopt.data.parts import Parts
-from prefopt.data.splitting import split
+from prefopt.data.splitting import _drawn_parts, split
 from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.records import Group
 from prefopt.runs import fingerprint_file
@@ -120,6 +121,38 @@ def test_prompts_that_say_nearly_the_same_stay_together(tmp_path: Path) -> None:
         held = prompts_of(test)
         assert {sum(text in held for text in family) for family in families} == {0, 4}
         assert result["kept_together"] == 3 * len(families)
+
+
+def test_they_stay_together_whatever_cluster_they_are_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scattered:
+        """Parts that have nothing to do with what is said."""
+
+        def __init__(self, prompts: list[str], largest: float, **options: Any) -> None: ...
+
+        def of(self, prompts: list[str]) -> Any:
+            return np.array([zlib.crc32(prompt.encode()) % 40 for prompt in prompts])
+
+    monkeypatch.setattr("prefopt.data.splitting.Parts", Scattered)
+    asked = list(dict.fromkeys(pair.prompt for pair in planting.clean(120, seed=6)))
+    path = write(
+        tmp_path / "rows.jsonl", pairs([text for one in asked for text in (one, one.upper())])
+    )
+    split(path, tmp_path / "out", share=0.3)
+    held = prompts_of(sides(tmp_path / "out")[1])
+    assert {(one in held) + (one.upper() in held) for one in asked} == {0, 2}
+
+
+def test_parts_are_drawn_to_come_closest_to_the_share() -> None:
+    sizes = np.array([500, *np.random.default_rng(0).integers(1, 20, size=60)])
+    drawn = [_drawn_parts(sizes, 0.2, seed) for seed in range(50)]
+    assert not any(chosen[0] for chosen in drawn)  # larger than all that evaluation gets
+    assert all(abs(sizes[chosen].sum() - 0.2 * sizes.sum()) <= 10 for chosen in drawn)
+    often = np.mean(drawn, axis=0)[1:]
+    assert len({chosen.tobytes() for chosen in drawn}) == 50 and often.min() > 0
+    assert _drawn_parts(np.array([7, 7]), 0.01, 0).sum() == 1  # one at the least
+    assert _drawn_parts(np.array([1, 1, 1]), 0.99, 0).sum() == 2  # and not all
 
 
 def test_the_order_of_rows_changes_nothing_and_the_seed_much(tmp_path: Path) -> None:
