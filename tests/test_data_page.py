@@ -27,7 +27,7 @@ RESULT: Result = {
     "rows": 1204,
     "groups": 1130,
     "comparisons": 1190,
-    "against": {"prompts": 80, "rows": 90, "unread": 0},
+    "against": {"prompts": 80, "rows": 90, "unread": 0, "files": ["data/eval.jsonl"]},
     "files": ["data/pairs.jsonl", "data/more.jsonl.gz"],
     "findings": [
         {
@@ -90,7 +90,8 @@ def test_the_verdict_the_counts_and_the_files() -> None:
     assert "1,204 rows give 1,130 prompts with 1,190 comparisons" in text
     assert "compared with 80 prompts of evaluation" in text
     assert "Found: 1 kind of errors, 1 kind of warnings and 1 kind of notes" in text
-    assert "data/pairs.jsonl" in text and "data/more.jsonl.gz" in text
+    assert "Read data/pairs.jsonl data/more.jsonl.gz" in text
+    assert "Compared with data/eval.jsonl" in text
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,29 @@ def test_details_of_any_shape_are_shown() -> None:
     assert (len(grids["Many"].rows), grids["Many"].left_out) == (20, 79)
     assert [name for example in card.examples for name, _ in example.texts] == ["Long"]
     assert "n1" in rendered({**RESULT, "findings": [finding]}).text
+
+
+def test_only_figures_that_are_there_are_drawn() -> None:
+    nothing = {
+        "lengths": {"edges": [0, 1], "preferred": [0], "dispreferred": [0]},
+        "longer": None, "position": None, "coverage": None, "suspects": None,
+        "marks": [{"mark": "a list", "preferred": None, "dispreferred": None, "alone": None}],
+        "sources": {"named": 0, "unnamed": 3, "largest": []},
+    }  # fmt: skip
+    page = rendered({**RESULT, "figures": nothing})
+    assert not [tag for tag, _ in page.tags if tag == "figure"]
+    tokens = {
+        "tokenizer": "t", "limit": 6, "over": 2,
+        "quantiles": {"together": {"half": 4}},
+        "histogram": {"edges": [0, 4, 8], "counts": [3, 5]},
+    }  # fmt: skip
+    page = rendered({**RESULT, "figures": {**nothing, "tokens": tokens}})
+    assert "half have up to 4, 2 more than 6" in page.text
+    # half of 4 completions lie below 8 characters: two bins of one octave each
+    lengths = {"edges": [0, 4, 8, 16], "preferred": [0, 2, 2], "dispreferred": [0, 0, 4]}
+    page = rendered({**RESULT, "figures": {"lengths": lengths}})
+    assert "preferred median about 8" in page.text
+    assert "dispreferred median about 11" in page.text  # 8 · √2
 
 
 # -- anybody's text ------------------------------------------------------------------------

@@ -61,8 +61,7 @@ def alarms(planted: planting.Planted, result: Result) -> dict[int, list[str]]:
 # -- faults of rows ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", list(planting.LAYOUTS))
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "layout"), list(enumerate(planting.LAYOUTS)))
 def test_planted_faults_are_found_where_they_are(tmp_path: Path, layout: str, seed: int) -> None:
     planted = planting.plant(layout, rows=1000, each=10, seed=seed)
     path = tmp_path / "rows.jsonl"

@@ -213,7 +213,7 @@ def _example(item: Mapping[str, Any]) -> Example:
         if _is_text(key, value):
             texts.append((plain(key), shown(value)))
         elif value is not None and key not in ("file", "row", "texts", "places"):
-            facts.append((plain(key), _word(value)))
+            facts.append(("in" if key == "place" else plain(key), _word(value)))
     for place, text in zip(places, many, strict=False):
         texts.append((_word(place), shown(str(text))))
     return Example(tuple(facts), tuple(texts))

@@ -52,7 +52,8 @@ def render(result: Mapping[str, Any]) -> str:
 def _page(result: Mapping[str, Any]) -> dict[str, Any]:
     figures = result.get("figures") or {}
     files = [str(file) for file in result.get("files") or ()]
-    found = cards(_with_short_names(result["findings"], files))
+    others = [str(file) for file in (result.get("against") or {}).get("files") or ()]
+    found = cards(_with_short_names(result["findings"], [*files, *others]))
     plots = data_figures.plots(figures)
     return {
         "name": _name(files),
@@ -70,7 +71,11 @@ def _page(result: Mapping[str, Any]) -> dict[str, Any]:
         "plots": plots,
         "paired": any(plot.paired for plot in plots),
         "bars": data_figures.bars(figures),
-        "files": [visible(file) for file in files],
+        "files": [
+            (term, [visible(file) for file in names])
+            for term, names in (("Read", files), ("Compared with", others))
+            if names
+        ],
         "sampled": _sampled(result.get("sampled")),
     }
 
