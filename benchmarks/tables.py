@@ -327,6 +327,30 @@ def gpu(known: Json) -> list[str]:
             *table((*head, "of the matrix-product rate"), found), where(known), ""]  # fmt: skip
 
 
+def acquisition(known: Json) -> list[str]:
+    lines = ["## Which comparisons to label (`acquisition.py`)", ""]
+    for pool, runs in known["learning"].items():
+        found = [
+            [f"`{name}`", *(f"{x:.3f} ({gain:+.3f} ± {error:.3f})" for x, gain, error in
+                            zip(run["accuracy"], run["gain"], run["error"], strict=True))]
+            for name, run in runs.items()
+        ]  # fmt: skip
+        head = (f"{pool} pool", *(f"{count} labels" for count in known["points"]))
+        lines += table(head, found)
+    lines += [
+        "Accuracy on fresh pairs (in brackets the gain over `random` and its standard error), mean "
+        f"of {known['seeds']} worlds.",
+        "",
+    ]
+    cost = known["cost"]
+    found = [
+        [f"`{run['strategy']}`", f"{run['count']:,}", f"{run['seconds']:.1f}"]
+        for run in cost["runs"]
+    ]
+    head = (f"of {cost['pairs']:,} pairs with {cost['width']} features", "chosen", "seconds")
+    return [*lines, *table(head, found), where(known), ""]
+
+
 #: file in the folder → its part of the page; of several files, dated ones, the last counts
 SECTIONS: dict[str, Callable[[Json], list[str]]] = {
     "versus.json": versus,
@@ -336,6 +360,7 @@ SECTIONS: dict[str, Callable[[Json], list[str]]] = {
     "checking.json": checking,
     "plan.json": plan,
     "gpu.json": gpu,
+    "acquisition.json": acquisition,
 }
 
 

@@ -97,6 +97,7 @@ def test_annotators_who_mostly_say_tie_are_not_in_conflict() -> None:
 
 def test_one_side_alone_is_no_conflict() -> None:
     assert not divided(of(ann=[1.0] * 9))
+    assert not divided(of(ann=[1.0] * 9, bob=[0.0]))  # would he say so again?
     assert not divided(of(ann=[1.0] * 4, bob=[1.0, 0.0, 0.0, 0.0]))
 
 
