@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prefopt.engine.logps import completion_logps
-from prefopt.errors import PolicyError, RecipeError
+from prefopt.errors import PolicyError, PrefoptError, RecipeError
 from prefopt.policies.adapter_table import ADAPTERS, NOT_HERE, REFUSED_EVERYWHERE, AdapterKind
 from prefopt.policies.adapters import attach_adapter, settled, train_adapter
 from prefopt.policies.export import export_model
@@ -189,6 +189,30 @@ def test_layers_that_are_not_there(make_policy: Callable[..., Policy]) -> None:
     with pytest.raises(PolicyError) as caught:
         attach_adapter(make_policy(), lora(target_modules=["w_proj"]))
     assert caught.value.field == "adapter.target_modules"
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "message"),
+    [
+        ({"target_modules": "("}, "adapter", "cannot be attached"),
+        ({"target_modules": ["q_proj", "qproj"]}, "adapter.target_modules", "called qproj"),
+        ({"layers_to_transform": 99}, "adapter.target_modules", "layers_to_transform"),
+        ({"rank_pattern": 3}, "adapter", "cannot be attached"),
+        ({"use_rslora": "maybe"}, "adapter.use_rslora", "true or false"),
+        ({"name": "gralora", "rank": 7}, "adapter", "divisible"),
+        (
+            {"name": "prefix_tuning", "virtual_tokens": 512},
+            "adapter.virtual_tokens",
+            "made for 512",
+        ),
+    ],
+)
+def test_options_that_cannot_be(
+    settings: dict[str, Any], field: str, message: str, make_policy: Callable[..., Policy]
+) -> None:
+    with pytest.raises(PrefoptError, match=message) as caught:
+        attach_adapter(make_policy(), AdapterChoice(**settings))
+    assert (caught.value.field, caught.value.exit_code) == (field, 2)
 
 
 def test_a_second_adapter_is_refused(make_policy: Callable[..., Policy]) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from prefopt.errors import PolicyError, RecipeError
 from prefopt.policies import prompts
 from prefopt.policies.adapter_table import ADAPTERS, NOT_HERE, REFUSED_EVERYWHERE, AdapterKind
-from prefopt.policies.load import Policy
+from prefopt.policies.load import Policy, length_limit
 from prefopt.policies.quantized import quantization_of
 from prefopt.policies.quiet import quietly
 from prefopt.policies.switches import adapter_off, has_adapter, is_soft_prompt
@@ -60,16 +60,17 @@ def attach_adapter(policy: Policy, choice: AdapterChoice, *, seed: int = 0) -> P
     choice = settled(choice)
     kind, base = kind_of(choice.name), policy.model
     _refuse_quantized(choice.name, kind, base)
+    _refuse_too_long(choice, base)
     _make_path_absolute(base)
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), quietly():
         torch.manual_seed(seed)
         words = prompts.first_words(policy, choice) if kind.start_from_text else None
-        config = _config_of(choice, kind, base, words)
         try:
-            model = get_peft_model(base, config)
-        except (ValueError, TypeError, ImportError) as error:
+            model = get_peft_model(base, _config_of(choice, kind, base, words))
+        except Exception as error:  # what PEFT makes of a wrong option has no common type
             raise _cannot_attach(choice, error) from error
+        _refuse_idle_targets(choice, model)
         if words is not None:
             prompts.begin_with(model, words)
     return Policy(model, policy.tokenizer, policy.name)
@@ -134,7 +135,8 @@ def settled(choice: AdapterChoice) -> AdapterChoice:
 def _check_options(choice: AdapterChoice, kind: AdapterKind) -> None:
     import peft
 
-    known = {option.name for option in fields(getattr(peft, kind.config))}
+    types = {option.name: option.type for option in fields(getattr(peft, kind.config))}
+    known = set(types)
     ours = {theirs: name for name, theirs in kind.names.items()}
     for name, value in choice.options.items():
         if name in ours and name not in kind.refused:
@@ -161,6 +163,13 @@ def _check_options(choice: AdapterChoice, kind: AdapterKind) -> None:
                 field=f"adapter.{name}",
                 value=value,
                 remedy=f"leave out adapter.{name}",
+            )
+        if types[name] in (bool, "bool") and not isinstance(value, bool):
+            raise RecipeError(
+                f"adapter option '{name}' must be true or false",
+                field=f"adapter.{name}",
+                value=value,
+                remedy=f"set adapter.{name}: true, or leave it out",
             )
 
 
@@ -200,7 +209,7 @@ def _targets(wanted: str | list[str] | None, base: Any) -> str | list[str] | Non
 
 
 def _cannot_attach(choice: AdapterChoice, error: Exception) -> PolicyError:
-    message = str(error).splitlines()[0]
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
     where = "target" in message.lower() and choice.target_modules is not None
     return PolicyError(
         f"the adapter cannot be attached: {message}",
@@ -221,6 +230,33 @@ def _refuse_quantized(name: str, kind: AdapterKind, base: Any) -> None:
             field="adapter.name",
             value=name,
             remedy=f"use {', '.join(able) or 'plain weights'}, or leave out quantize",
+        )
+
+
+def _refuse_too_long(choice: AdapterChoice, base: Any) -> None:
+    """More virtual tokens than a model was made for would leave no room for real ones."""
+    limit, virtual = length_limit(base.config), choice.virtual_tokens
+    if limit is not None and virtual is not None and virtual >= limit:
+        raise RecipeError(
+            f"virtual tokens leave no room for others: the model was made for {limit}",
+            field="adapter.virtual_tokens",
+            value=virtual,
+            remedy="set fewer, such as 16",
+        )
+
+
+def _refuse_idle_targets(choice: AdapterChoice, model: Any) -> None:
+    """Of several names PEFT passes over those that fit no layer."""
+    wanted, reached = choice.target_modules, getattr(model, "targeted_module_names", [])
+    if not isinstance(wanted, list) or not reached:
+        return
+    idle = [name for name in wanted if not any(f".{n}".endswith(f".{name}") for n in reached)]
+    if idle:
+        raise PolicyError(
+            f"no layer is called {' or '.join(idle)}",
+            field="adapter.target_modules",
+            value=wanted,
+            remedy=f"leave it out; layers with an adapter are now such as {reached[0]}",
         )
 
 
