@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prefopt.data.aggregate import comparisons_from_votes
+from prefopt.data.aggregation import dawid_skene
 from prefopt.data.aggregation.reading import votes_of_groups
 from prefopt.data.aggregation.rules import RULES, Method, aggregate, best_options, compare
 from prefopt.data.aggregation.table import Votes
@@ -355,6 +356,23 @@ def test_dawid_skene_is_calibrated_with_sparse_annotators_and_ties() -> None:
     weighed = (((found > 0.5) == truth) & (found != 0.5)).mean()
     counted = aggregate(votes, "majority").probability
     assert weighed > (((counted > 0.5) == truth) & (counted != 0.5)).mean() + 0.02
+
+
+def test_leaps_end_where_plain_steps_do() -> None:
+    rows, _ = crowd(300, [0.9] * 5 + [0.6] * 5, 3, ties=0.2)
+    votes = table(*rows)
+    known = np.tile([4.0, 1.0, 1.0], (11, 1)), np.ones((11, 2))
+    model = dawid_skene._Model(votes.items, votes.voter, *known)
+    begin = votes.items.counts / votes.items.total[:, None]
+    fit = dawid_skene._climbed(model, begin, 1000)
+    assert fit.converged and fit.rounds < 60
+    truth, value, values = begin, -math.inf, []
+    for _ in range(400):
+        truth, value = model.expected(model.maximised(truth))
+        values.append(value)
+    assert (np.diff(values) > -1e-9).all()  # EM never goes down
+    assert np.abs(truth - fit.truth).max() < 1e-5
+    assert fit.decided.sum(axis=1) == pytest.approx(1) and fit.tied.sum(axis=1) == pytest.approx(1)
 
 
 def test_annotators_with_one_vote_lean_on_the_others() -> None:
