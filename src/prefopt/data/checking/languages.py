@@ -118,9 +118,12 @@ def language(text: str) -> str | None:
         if len(raw.translate(None, _FOREIGN)) < len(raw) and (script := _script(text)) != "latin":
             return script
     words = _WORD.findall(text.lower())
+    small = [_SAYS[word] for word in words if word in _SAYS]
+    if len(small) < _LEAST_WORDS:
+        return None
     counts = [0] * len(_LANGUAGES)
-    for word in words:
-        for index in _SAYS.get(word, ()):
+    for said_in in small:
+        for index in said_in:
             counts[index] += 1
     best = max(counts)
     second = sorted(counts)[-2]
