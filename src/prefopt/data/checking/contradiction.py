@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from prefopt.data.checking.facts import Facts
 from prefopt.data.checking.findings import Finding
 from prefopt.data.checking.grouping import Indices, Pairs, by_prompt, numbered
+from prefopt.data.checking.similarity import mixed
 
 FEWEST = 10  # items that two or more judged, for saying something about agreement
 AGREED = 0.8  # alpha from which on annotators agree, by Krippendorff's custom
@@ -268,7 +269,12 @@ def _three_cycles(graph: _Graph, tally: _Tally, rng: np.random.Generator) -> Ind
 
 
 def _disagreement(facts: Facts, seed: int, most: int) -> Iterator[Finding]:
-    """Krippendorff's alpha of what named annotators said of the same pairs."""
+    """Krippendorff's alpha of what named annotators said of the same pairs.
+
+    The sides of a pair have no order. Which of them is called the first is a coin toss for each
+    pair, the same in every run, so that agreement by chance is what guessing the better side would
+    give. `prefopt aggregate` calls sides by the order of the row; its alpha can differ a little.
+    """
     judged = _judged_twice(facts)
     items = len(np.unique(judged.item))
     if items < FEWEST:
@@ -309,7 +315,7 @@ class _Judged:
         comparison: (J,) indices into `Facts`.
         item: (J,) which pair, from 0 without gaps.
         annotator: (J,) codes.
-        value: (J,) 0, 1 or 2: the high text, a tie, the low text.
+        value: (J,) 0, 1 or 2: one text, a tie, the other text; which is which is tossed for a pair.
     """
 
     comparison: Indices
@@ -335,7 +341,8 @@ def _judged_twice(facts: Facts) -> _Judged:
             continue
         item = seen + numbered(item[kept])
         seen = int(item.max()) + 1
-        value = pairs.direction[kept].astype(np.int64) + 1
+        coin = mixed(mixed(pairs.prompt + pairs.low) + pairs.high) & np.uint64(1)
+        value = np.where(coin == 0, pairs.direction, -pairs.direction)[kept].astype(np.int64) + 1
         parts.append((pairs.comparisons[kept], item, annotator[kept], value))
     if not parts:
         return _Judged(*(np.empty(0, dtype=np.int64) for _ in range(4)))
