@@ -375,6 +375,16 @@ def test_check_writes_a_page_and_compares_with_an_evaluation(
     assert "of 2 rows (1 different prompts, 1 rows without one)" in " ".join(out.split())
 
 
+def test_check_says_where_by_row_and_of_several_files_by_name(
+    call: Call, data: Path, tmp_path: Path
+) -> None:
+    same = tmp_path / "same.jsonl"
+    same.write_text((json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n") * 5)
+    assert "rows 1, 2, 3" in call("check", same, "--quick")[1]
+    said = "".join(call("check", data, same, "--quick")[1].split())
+    assert "same.jsonl:1" in said and "and2more" in said
+
+
 def test_check_measures_lengths_in_tokens(call: Call, data: Path, tokenizer_folder: Path) -> None:
     line = ("check", data, "--tokenizer", tokenizer_folder, "--quick", "--json")
     _, out, _ = call(*line, "--max-length", "4")
@@ -629,6 +639,21 @@ def test_the_module_runs_as_the_command(data: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert one_object(done.stdout)["rows"] == 12
+
+
+@pytest.mark.parametrize("file", ["", "nope.jsonl"], ids=["result", "error"])
+def test_a_reader_who_left_and_a_full_disk_end_without_a_traceback(data: Path, file: str) -> None:
+    line = [sys.executable, "-m", "prefopt", "check", file or str(data), "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    left = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (left.returncode, left.stderr) == (1, "")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full_disk:
+            full = subprocess.run(line, stdout=full_disk, stderr=subprocess.PIPE, text=True)
+        assert full.returncode == 1
+        assert full.stderr == "error: the result cannot be written: No space left on device\n"
 
 
 def test_main_leaves_with_the_exit_code(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

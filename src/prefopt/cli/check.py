@@ -157,7 +157,7 @@ def _shown(result: dict[str, Any]) -> list[Any]:
             Text(finding["level"], style=_STYLES[finding["level"]]),
             f"{finding['count']:,}",
             Text(f"{finding['message']}{_interval(finding)}"),
-            Text(_places(finding)),
+            Text(_places(finding, result["files"])),
             Text(finding["remedy"]),
         )
     if result["findings"]:
@@ -178,10 +178,17 @@ def _interval(finding: dict[str, Any]) -> str:
     return "" if ends is None else f" (95 % interval {ends[0]:.3f} to {ends[1]:.3f})"
 
 
-def _places(finding: dict[str, Any]) -> str:
+def _places(finding: dict[str, Any], files: list[str]) -> str:
+    """The first rows concerned; of a single file their numbers say enough."""
+    places = finding["rows"][:_PLACES]
+    more = f"and {finding['count'] - len(places):,} more" if finding["count"] > len(places) else ""
+    if not places:
+        return ""
+    if all([place["file"]] == files and place["row"] for place in places):
+        rows = ", ".join(str(place["row"]) for place in places)
+        return f"row{'s' if len(places) > 1 else ''} {rows} {more}".rstrip()
     named = [
         place["file"] if place["row"] is None else f"{place['file']}:{place['row']}"
-        for place in finding["rows"][:_PLACES]
+        for place in places
     ]
-    more = finding["count"] - len(named)
-    return "\n".join([*named, *([f"and {more:,} more"] if named and more > 0 else [])])
+    return "\n".join([*named, *([more] if more else [])])
