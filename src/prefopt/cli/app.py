@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Annotated, NoReturn
 
 from cyclopts import App, Parameter
@@ -92,7 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing is raised for a user's mistake."""
-    as_json = "--json" in arguments
+    try:
+        code = _run(arguments, as_json="--json" in arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is still in its buffer may not get through either
+        return code
+    except OSError as error:
+        return _unheard(error)
+
+
+def _run(arguments: Sequence[str], *, as_json: bool) -> int:
     try:
         for verb in {name for name, *_ in COMMANDS} & set(arguments[:2]):
             app[verb].help = None  # its own page starts with its whole docstring, not one line
@@ -117,11 +126,22 @@ def run(arguments: Sequence[str]) -> int:
     except PrefoptError as error:
         return _failed(error, as_json)
     except BrokenPipeError:
-        # Whoever read stdout has left; nothing can be said there, nor at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise  # to where what cannot be said is dealt with
     except Exception as error:
         return _unexpected(error, as_json)
+
+
+def _unheard(error: OSError) -> int:
+    """Stdout takes nothing: whoever read it has left, or its disk is full.
+
+    Nothing more can be said there, nor at the exit; a reader who left knows why.
+    """
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        with suppress(OSError):
+            print(f"error: the result cannot be written: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 @contextmanager
