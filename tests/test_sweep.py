@@ -23,6 +23,7 @@ from prefopt.recipe import dump, load_recipe
 from prefopt.runs import Run, held
 from prefopt.sweeps import load_sweep, run_sweep, running
 from prefopt.sweeps.choosing import best, standings
+from prefopt.sweeps.ledger import Ledger
 from prefopt.sweeps.points import combinations, corners, draw, folder_name, grid
 from prefopt.sweeps.running import Ended, ended, placed
 from prefopt.sweeps.settings import Choices, Goal, Range, Sweep, make_sweep
@@ -92,6 +93,15 @@ def test_folder_names_are_readable_and_differ_with_the_point() -> None:
     assert "/" not in folder_name({"model": "../some where/else"}, 0)
 
 
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    sweep = make_sweep({**BASE, "out": str(tmp_path)})
+    row = {"settings": {"objective.beta": 0.1}, "seed": 0}
+    for text in ("", "[]", '{"trials": 3}', json.dumps({"trials": [row]})):
+        (tmp_path / "sweep.json").write_text(text)
+        with pytest.raises(RunError, match="not the record of a sweep"):
+            Ledger(sweep)
+
+
 # -- the file ------------------------------------------------------------------------------
 
 BASE = {
@@ -114,6 +124,16 @@ BASE = {
         ({"seed": 3}, "seed", "no effect"),
         ({"method": "random"}, "method", "set trials"),
         ({"method": "random", "trials": 3}, "trials", "only 2 points"),
+        ({"method": "random", "trials": 30, "search": {"warmup": {"low": 0.1, "high": 0.1001}}},
+         "trials", "only 2 points"),  # of four digits
+        ({"method": "random", "trials": 10**6, "search": {"warmup": {"low": 0, "high": 1}}},
+         "trials", "1,000,000 points are more"),
+        ({"search": {"warmup": {"low": 0, "high": 1, "step": 1e-12}}},
+         "search.warmup", "more than"),
+        ({"search": {name: [n / 100 for n in range(1, 100)] for name in
+                     ("warmup", "weight_decay", "max_grad_norm")}}, "search", "970,299 points"),
+        ({"search": {"objective.beta": [0.1, 0.2], "objective": [{"name": "dpo", "beta": 0.3}]}},
+         "search.objective.beta", "searched twice"),
         ({"method": "grids"}, "method", "grid, random, optuna"),
         ({"workers": 2, "devices": ["cpu"]}, "workers", "one trial runs on each device"),
         ({"seeds": [1, 1]}, "seeds", "there twice"),

@@ -21,7 +21,7 @@ from typing import Any
 from prefopt import __version__
 from prefopt.errors import RunError
 from prefopt.recipe import dump, load_recipe
-from prefopt.runs import fingerprint_file, write_text
+from prefopt.runs import explained, fingerprint_file, write_text
 from prefopt.sweeps.choosing import Standing, best, standings
 from prefopt.sweeps.points import Point
 from prefopt.sweeps.settings import Sweep
@@ -170,18 +170,20 @@ class Ledger:
                 )
             return
         try:
-            document = json.loads(self.document.read_text(encoding="utf-8"))
-            before = [(row["settings"], row["seed"], row) for row in document["trials"]]
+            with explained(self.document):
+                document = json.loads(self.document.read_text(encoding="utf-8"))
+            columns = ("settings", "seed", "state", "error")
+            before = [[row[name] for name in columns] for row in document["trials"]]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"not the record of a sweep: {error}",
                 file=str(self.document),
                 remedy="restore the file, or choose another out",
             ) from error
-        for point, seed, row in before:
+        for point, seed, state, message in before:
             result = self._known(self.recipes.trial(point, seed))
-            if result.state == "waiting" and row["state"] == "failed" and not self._retry:
-                result.state, result.message = "failed", row["error"]
+            if result.state == "waiting" and state == "failed" and not self._retry:
+                result.state, result.message = "failed", message
         self.test = document.get("test")
 
     def _check_same(self, trial: Trial) -> None:

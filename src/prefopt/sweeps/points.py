@@ -19,6 +19,7 @@ from prefopt.sweeps.settings import Range, Space
 
 Point: TypeAlias = dict[str, Any]
 _DIGITS = 4
+_PATIENCE = 10_000  # draws without a new point, after which there is none
 
 
 def grid(search: Mapping[str, Space]) -> list[Point]:
@@ -39,21 +40,22 @@ def combinations(search: Mapping[str, Space]) -> float:
 
 
 def draw(search: Mapping[str, Space], count: int, seed: int) -> list[Point]:
-    """So many different points, each value drawn by itself.
+    """So many different points, each value drawn by itself; fewer where no others turn up.
 
     The first points of a longer draw are those of a shorter one, and a value depends only on
     the seed, its place and its setting's name: a sweep can be made longer.
     """
-    points: list[Point] = []
+    points: dict[str, Point] = {}
+    found_at = 0
     for index in itertools.count():
-        if len(points) == count:
-            return points
+        if len(points) == count or index - found_at > _PATIENCE:
+            return list(points.values())
         point = {
             name: _draw(space, random.Random(f"{seed} {index} {name}"))
             for name, space in search.items()
         }
-        if point not in points:
-            points.append(point)
+        if (key := json.dumps(point, sort_keys=True)) not in points:
+            points[key], found_at = point, index
     raise AssertionError("count() never ends")
 
 

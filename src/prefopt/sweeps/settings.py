@@ -36,6 +36,10 @@ MEASURES: Mapping[str, tuple[str, Literal["max", "min"]]] = {
 }
 
 
+#: points of one sweep: each is a run folder, and all are checked before the first one starts
+MOST = 10_000
+
+
 class Range(Strict):
     """Numbers from `low` to `high`: with a step these and no others."""
 
@@ -316,7 +320,9 @@ def _search_problems(sweep: Sweep) -> Iterator[RecipeError]:
         else:
             yield from _range_problems(sweep, name, space)
         inner = f"{head}.{SECTIONS[head]}" if head in SECTIONS else None
-        if name == inner and head in sweep.search:
+        whole = (sweep.search[head].values or []) if head in sweep.search else []
+        mapped = name != head and any(isinstance(value, dict) for value in whole)
+        if mapped or (name == inner and head in sweep.search):
             yield sweep.refuse(f"{name} is searched twice", key, remedy=f"remove {head}")
 
 
@@ -332,6 +338,13 @@ def _range_problems(sweep: Sweep, name: str, space: Range) -> Iterator[RecipeErr
             key,
             value=spelled,
             remedy="make low more than 0, or remove log",
+        )
+    if space.step is not None and (space.high - space.low) / space.step >= MOST:
+        yield sweep.refuse(
+            f"the range of {name} has more than {MOST:,} values",
+            key,
+            value={**spelled, "step": space.step},
+            remedy="make the step larger, or leave it out with method: random",
         )
     if space.log and space.step is not None:
         yield sweep.refuse(

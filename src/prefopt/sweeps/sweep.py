@@ -24,7 +24,7 @@ from prefopt.sweeps.ledger import Ledger
 from prefopt.sweeps.page import write_page
 from prefopt.sweeps.points import combinations, corners, draw, grid
 from prefopt.sweeps.schedule import Schedule
-from prefopt.sweeps.settings import Sweep
+from prefopt.sweeps.settings import MOST, Sweep
 from prefopt.sweeps.suggesting import Suggested, check_optuna
 from prefopt.sweeps.trials import Result, title
 from prefopt.sweeps.winner import measure_winner
@@ -99,20 +99,27 @@ def _points(sweep: Sweep) -> list[dict[str, Any]] | None:
     Raises:
         RecipeError: more are asked for than there are.
     """
-    file = sweep.file
+    file, there = sweep.file, combinations(sweep.search)
     if file.method == "optuna":
         return None
+    asked = there if file.method == "grid" else file.trials or 0
+    if asked > MOST:
+        raise sweep.refuse(
+            f"{asked:,.0f} points are more than one sweep can have, which is {MOST:,}",
+            "search" if file.method == "grid" else "trials",
+            remedy="search fewer values, or set method: random with fewer trials",
+        )
     if file.method == "grid":
         return grid(sweep.search)
-    count, there = file.trials or 0, combinations(sweep.search)
-    if count > there:
+    points = draw(sweep.search, int(min(asked, there)), file.seed or 0)
+    if len(points) < asked:
         raise sweep.refuse(
-            f"the search has only {there:.0f} points",
+            f"the search has only {len(points)} points",
             "trials",
-            value=count,
-            remedy="set method: grid without trials, which is all of them",
+            value=file.trials,
+            remedy="set fewer trials, or wider ranges; all of a list's are method: grid",
         )
-    return draw(sweep.search, count, file.seed or 0)
+    return points
 
 
 # -- who works, and what is said of it -------------------------------------------------------
