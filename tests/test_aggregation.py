@@ -160,6 +160,22 @@ def test_rao_kupper_without_ties_is_bradley_terry() -> None:
     assert aggregate(votes, "rao-kupper", ridge=0.0).probability == pytest.approx(plain.probability)
 
 
+def test_the_zone_of_ties_stays_finite_where_all_votes_are_ties() -> None:
+    # T ties, and one tie and one decision more: 1 − e^{−η} = 2(T + 1)/(2T + 3), so η = log(2T + 3)
+    found = aggregate(table(tally(0, 0, 3)), "rao-kupper", ridge=0.5)
+    assert found.details["tie_width"] == pytest.approx(math.log(9), abs=1e-9)
+    assert found.probability.tolist() == [0.5]
+
+
+def test_questions_do_not_touch_each_other() -> None:
+    """Many at once are a sparse system, one alone is a plain matrix."""
+    rows = some_votes(7, groups=60)
+    together = aggregate(table(*rows, options=4), "bradley-terry").scores
+    alone = [aggregate(table(row, options=4), "bradley-terry").scores for row in rows]
+    assert together is not None and len(together) == 240
+    assert together == pytest.approx(np.concatenate(alone), abs=1e-8, nan_ok=True)  # type: ignore[arg-type]
+
+
 def test_borda_copeland_and_maximin_by_hand() -> None:
     # a beats b 3:1, b beats c 4:0, c beats a 3:2
     votes = table(
