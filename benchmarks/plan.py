@@ -68,6 +68,14 @@ REPORTED = {
                   "eval_data": "{folder}/rows.jsonl"},
         kind={"prompt": 24, "answer": 200, "prompt_spread": 0.5, "answer_spread": 0.35},
     ),
+    "simpo, 30M, 3072 tokens": Case(
+        size={"hidden": 384, "intermediate": 1024, "heads": 6, "layers": 10},
+        settings={"objective": "simpo", "microbatch_tokens": 3072, "batch_size": 32},
+        steps=5,
+    ),
+    "dpo, 63M, 2048 tokens": Case(
+        size=_MIDDLE, settings={"microbatch_tokens": 2048, "batch_size": 16}, steps=4
+    ),
 }  # fmt: skip
 CALIBRATION = {
     "dpo, 14M, 2048 tokens": Case(settings={"microbatch_tokens": 2048, "batch_size": 32}),

@@ -39,8 +39,8 @@ Loading: TypeAlias = Callable[[Mapping[str, Any]], ResolvedRecipe]
 #: On a CPU the heap keeps what is freed (`engine/memory.py`) and cannot use all of it again:
 #: bytes kept in vain for each byte of what comes and goes, which activations do. Measured on
 #: recipes that are not those of docs/experiments.md (`benchmarks/plan.py --calibrate`): with all
-#: weights trained 0.6 and 0.9 (micro-batches of 8192 and 2048 tokens), with a LoRA 1.14.
-KEPT, KEPT_BESIDE_ADAPTER = 0.75, 1.15
+#: weights trained 0.41 and 0.36 (micro-batches of 2048 and 8192 tokens), with a LoRA 1.14.
+KEPT, KEPT_BESIDE_ADAPTER = 0.4, 1.15
 #: a CUDA allocator rounds sizes and keeps pieces; not measured here
 CACHING = 1.1
 #: of a process, beside what it has when its data is prepared: kernels and buffers of libraries
