@@ -139,9 +139,7 @@ class GroupReader:
     def _of_file(self, file: str) -> Iterator[tuple[Group, bool]]:
         return self.of_rows(stream_rows(file), file, self._layout)
 
-    def of_rows(
-        self, rows: Rows, file: str, layout: Layout | None
-    ) -> Iterator[tuple[Group, bool]]:
+    def of_rows(self, rows: Rows, file: str, layout: Layout | None) -> Iterator[tuple[Group, bool]]:
         """The same of some rows of a file, if the rows before them had this layout."""
         for number, row in rows:
             self.rows += 1
