@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from prefopt.cli.app import run
 from prefopt.data.aggregation.reading import read_votes
 from prefopt.data.aggregation.table import HIGH, LOW, TIE
 from prefopt.data.formats import read_groups
@@ -33,19 +32,6 @@ VOTES: list[Row] = [
 ]  # fmt: skip
 JUDGED: Row = {"question_id": 81, "model_a": "old", "model_b": "new", "winner": "model_b",
                "judge": "ann", "turn": 1}  # fmt: skip
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def jsonl(folder: Path, *rows: Row, name: str = "votes.jsonl") -> Path:

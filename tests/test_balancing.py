@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from prefopt.cli.app import run
 from prefopt.data.balancing import Part, Tally, balance, even_factors
 from prefopt.data.checking.estimates import auc
 from prefopt.data.formats import read_groups, write_groups
@@ -283,17 +282,6 @@ def test_what_would_have_no_effect_is_refused(tmp_path: Path) -> None:
 
 
 # -- the command ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_the_command_shows_shares_and_what_it_costs(

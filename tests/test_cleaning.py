@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from prefopt.cli.app import run
 from prefopt.data.checking import structure
 from prefopt.data.checking.check import check
 from prefopt.data.cleaning import DROPPABLE, NEAR, OF_ROWS, REFUSED, clean
@@ -290,17 +289,6 @@ def test_nothing_left_is_refused(tmp_path: Path) -> None:
 # -- the command ---------------------------------------------------------------------------
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_the_command_counts_and_warns_that_it_may_not_help(call: Call, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from prefopt.cli import app as app_module
-from prefopt.cli.app import COMMANDS, run
+from prefopt.cli.app import COMMANDS
 from prefopt.cli.train import PANELS
 from prefopt.errors import RecipeError
 from prefopt.recipe import Recipe
@@ -32,19 +32,6 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     return path
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 Call = Callable[..., tuple[int, str, str]]

@@ -340,6 +340,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def empty_folder(out: str | Path, maker: str) -> Path:
+    """A folder that does not exist or holds nothing, for "an export" to be written into.
+
+    Raises:
+        RunError: something would be lost.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RunError(
+            "there is something already",
+            file=str(target),
+            field="out",
+            remedy=f"choose another --out; {maker} never overwrites",
+        )
+    return target
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all.
 

@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from prefopt.data.files import Paths
 from prefopt.data.formats import GroupReader, OnError, as_line
 from prefopt.data.parts import Parts, first_of_alike
-from prefopt.errors import RecipeError, RunError
+from prefopt.errors import RecipeError
 from prefopt.records import Group
-from prefopt.runs import atomic_folder, fingerprint_file, versions, write_text
+from prefopt.runs import atomic_folder, empty_folder, fingerprint_file, versions, write_text
 
 By = Literal["cluster", "prompt"]
 Digests = NDArray[np.uint64]
@@ -86,7 +86,7 @@ def split(
         RunError: the folder holds something, or cannot be written.
     """
     _check(share, by, clusters)
-    target = _free(out)
+    target = empty_folder(out, "a split")
     reader = GroupReader(paths, format=format, on_error=on_error)
     passes = _Passes(reader, progress)
     if by == "prompt":
@@ -107,23 +107,6 @@ def split(
         write_text(part / MANIFEST, _manifest(made, sides, share, reader.files))
     named = {name: {"path": str(target / f"{name}.jsonl"), **side} for name, side in sides.items()}
     return {**named, **made, "manifest": str(target / MANIFEST)}
-
-
-def _free(out: str | Path) -> Path:
-    """The folder, if nothing would be lost.
-
-    Raises:
-        RunError: it holds something.
-    """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RunError(
-            "there is something already",
-            file=str(target),
-            field="out",
-            remedy="choose another --out; a split never overwrites",
-        )
-    return target
 
 
 def _check(share: float, by: str, clusters: int | None) -> None:

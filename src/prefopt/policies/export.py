@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.errors import PolicyError, RunError
+from prefopt.errors import PolicyError
 from prefopt.policies.adapter_table import ADAPTERS
 from prefopt.policies.load import Policy, load_policy
 from prefopt.policies.quantized import dequantized, quantization_of
 from prefopt.policies.quiet import quietly
 from prefopt.policies.switches import has_adapter
-from prefopt.runs import atomic_folder
+from prefopt.runs import atomic_folder, empty_folder
 
 #: nats by which a log-probability may be off. Merging and saving in float32 only rounds, and so
 #: do weights in 4 bits, which are computed with as what they stand for; a policy in 8 bits
@@ -59,14 +59,7 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         PolicyError: the source cannot be loaded, its adapter cannot be merged, or what was
             written is not the same model. Nothing is left behind.
     """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RunError(
-            "there is something already",
-            file=str(target),
-            field="out",
-            remedy="choose another --out; an export never overwrites",
-        )
+    target = empty_folder(out, "an export")
     policy = load_policy(model_folder(source), device="cpu")
     _refuse_unmergeable(policy)
     before, quantization = _probe(policy.model), quantization_of(policy.model)
