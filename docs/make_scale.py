@@ -169,7 +169,7 @@ def _copies(traced: dict[str, Traced]) -> str:
 def memory_of(found: Traced, strategy: Strategy, count: int) -> Memory:
     """Of a device, in the phase that needs most."""
     phases = (Footprint(**found[name]) for name in ("step", "reference scores"))
-    each = (per_device(part, strategy, count, shards=SHARDS) for part in phases)
+    each = (per_device(part, strategy, count, shards=min(SHARDS, count)) for part in phases)
     return max(each, key=lambda memory: memory.total)
 
 
