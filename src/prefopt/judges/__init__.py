@@ -1,0 +1,1 @@
+"""Whoever can say which of two completions is better: rules, models, servers, people."""
