@@ -191,7 +191,7 @@ def measure(bench: Bench, demo: Any, run: Any) -> Row:
     """The policy's own answers: how many break the limit, what they are worth, how far they are."""
     import re
 
-    from prefopt.evaluation import sampled_kl
+    from prefopt.evaluation.win_rate import sampled_kl
     from prefopt.policies.load import load_policy
 
     prompts = demo.world.prompts(bench.prompts, demo.seed, split=bench.split)

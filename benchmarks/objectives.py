@@ -261,7 +261,7 @@ def settings_of(demo: Any, variant: Variant, task: Task) -> dict[str, Any]:
 
 def measure(bench: Bench, demo: Any, run: Any, split: str, count: int) -> Row:
     """The policy's own answers: their true reward, length, distance and who wins."""
-    from prefopt.evaluation import by_reward, sampled_kl, win_rate
+    from prefopt.evaluation.win_rate import by_reward, sampled_kl, win_rate
     from prefopt.policies.load import load_policy
 
     prompts, before, old = baseline(bench, demo.seed, split, count)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from prefopt.engine.logps import Scorer
 from prefopt.engine.tokens import Encoder, TokenGroup
-from prefopt.evaluation import ches_scores, score_policy
-from prefopt.evaluation.ches import ches_of_tokens, similarity
+from prefopt.evaluation.ches import ches_of_tokens, ches_scores, similarity
+from prefopt.evaluation.implicit_reward import score_policy
 from prefopt.records import Comparison, Completion, Group
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ GROUPS = [
 
 
 def test_interval_is_of_the_clusters_not_of_the_rows() -> None:
-    from prefopt.evaluation import clustered_bootstrap
+    from prefopt.evaluation.intervals import clustered_bootstrap
 
     rng = np.random.default_rng(0)
     level = rng.normal(size=100)
@@ -49,7 +49,7 @@ def test_interval_is_of_the_clusters_not_of_the_rows() -> None:
 
 
 def test_interval_covers_as_often_as_it_says() -> None:
-    from prefopt.evaluation import clustered_bootstrap
+    from prefopt.evaluation.intervals import clustered_bootstrap
 
     rng = np.random.default_rng(1)
     held = 0
@@ -61,7 +61,7 @@ def test_interval_covers_as_often_as_it_says() -> None:
 
 
 def test_interval_weights_and_seeds() -> None:
-    from prefopt.evaluation import clustered_bootstrap
+    from prefopt.evaluation.intervals import clustered_bootstrap
 
     values, clusters = [1.0, 0.0, 1.0, 0.0, 0.0], ["a", "a", "b", "c", "d"]
     assert clustered_bootstrap(values, clusters, weights=[3, 1, 1, 1, 0]).mean == 4 / 6
@@ -93,7 +93,7 @@ def _by_hand(policy: Policy, prompt: str, text: str) -> float:
 
 
 def test_margins_by_hand(make_policy: MakePolicy) -> None:
-    from prefopt.evaluation import score_policy
+    from prefopt.evaluation.implicit_reward import score_policy
 
     policy, reference = make_policy(seed=1), make_policy(seed=2)
     result = score_policy(policy, reference, GROUPS, beta=0.3)
@@ -120,7 +120,7 @@ def test_margins_by_hand(make_policy: MakePolicy) -> None:
 
 
 def test_ties_probabilities_and_weights(make_policy: MakePolicy) -> None:
-    from prefopt.evaluation import score_policy
+    from prefopt.evaluation.implicit_reward import score_policy
 
     policy, reference = make_policy(seed=1), make_policy(seed=2)
 
@@ -146,7 +146,7 @@ def test_ties_probabilities_and_weights(make_policy: MakePolicy) -> None:
 
 
 def test_packing_and_sharing_change_nothing(make_policy: MakePolicy) -> None:
-    from prefopt.evaluation import score_policy
+    from prefopt.evaluation.implicit_reward import score_policy
 
     policy, reference = make_policy(seed=1), make_policy(seed=2)
     whole = score_policy(policy, reference, GROUPS)
@@ -159,7 +159,7 @@ def test_packing_and_sharing_change_nothing(make_policy: MakePolicy) -> None:
 def test_reference_scores_come_from_the_cache(
     make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefopt.evaluation import score_policy
+    from prefopt.evaluation.implicit_reward import score_policy
 
     policy, reference = make_policy(seed=1), make_policy(seed=2)
     first = score_policy(policy, reference, GROUPS)
@@ -168,7 +168,7 @@ def test_reference_scores_come_from_the_cache(
 
 
 def test_without_reference_and_with_places(make_policy: MakePolicy) -> None:
-    from prefopt.evaluation import score_policy
+    from prefopt.evaluation.implicit_reward import score_policy
 
     policy = make_policy(seed=1)
     group = Group(
@@ -189,7 +189,7 @@ def test_without_reference_and_with_places(make_policy: MakePolicy) -> None:
 def test_what_score_refuses(make_policy: MakePolicy, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from prefopt.evaluation import score_policy
+    from prefopt.evaluation.implicit_reward import score_policy
     from prefopt.policies.load import Policy
 
     policy = make_policy()
@@ -211,7 +211,7 @@ def test_what_score_refuses(make_policy: MakePolicy, tmp_path: Path) -> None:
 
 
 def test_win_rate_by_hand() -> None:
-    from prefopt.evaluation import by_reward, win_rate
+    from prefopt.evaluation.win_rate import by_reward, win_rate
 
     judge = by_reward(lambda prompt, text: float(len(text)))
     ours = [["aaa", "a"], ["aa", "aa"]]
@@ -231,7 +231,7 @@ def test_kl_is_estimated_without_bias(make_policy: MakePolicy) -> None:
     """Answers of one token, so that the exact KL is a sum over the vocabulary."""
     import torch
 
-    from prefopt.evaluation import sampled_kl
+    from prefopt.evaluation.win_rate import sampled_kl
     from prefopt.sampling import sample_tokens
 
     policy, reference = make_policy(seed=1), make_policy(seed=2)

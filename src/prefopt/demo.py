@@ -246,7 +246,7 @@ class Demo:
 
     def compare(self, prompts: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """SFT against DPO on these prompts: the figures, and both answers to each prompt."""
-        from prefopt.evaluation import by_reward, sampled_kl, win_rate
+        from prefopt.evaluation.win_rate import by_reward, sampled_kl, win_rate
 
         before, after = _load(self.sft), _load(self.dpo)
         # Other random numbers than those of the training samples, the same for both sides.

@@ -45,7 +45,7 @@ def judge(run: Run, answers: Path, prompts: str | None, device: str | None) -> d
         `win_rate`, `win_rate_interval`, `ties`, `reward_before`, `reward_after`, `kl`,
         `kl_standard_error`, `prompts`, `opponent`.
     """
-    from prefopt.evaluation import by_reward, sampled_kl, win_rate
+    from prefopt.evaluation.win_rate import by_reward, sampled_kl, win_rate
     from prefopt.policies.export import model_folder
     from prefopt.policies.load import load_policy
     from prefopt.sampling import to_texts
