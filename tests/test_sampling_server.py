@@ -1,0 +1,349 @@
+"""A client of OpenAI-compatible servers: nothing lost, nothing asked twice, errors that help."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefopt.errors import RecipeError
+from prefopt.records import Message
+from prefopt.sampling.failures import RequestError, ServerError, asked_to_wait
+from prefopt.sampling.retrying import Patience
+from prefopt.sampling.server import Reply, Request, Server
+from prefopt.sampling.wire import body_of
+from tests.faulty_server import (
+    Fault,
+    broken_off,
+    faulty_server,
+    hanging,
+    html,
+    reset,
+    saying,
+    status,
+    truncated,
+)
+
+QUICK = Patience(first_wait=0.01, longest_wait=0.05, timeout=0.5)
+PROMPTS = [f"prompt {number}" for number in range(12)]
+
+
+def _requests(**options: Any) -> list[Request]:
+    return [Request(prompt, **options) for prompt in PROMPTS]
+
+
+def test_texts_are_continued_and_conversations_answered() -> None:
+    chat = (Message("system", "Be short."), Message("user", "Hello"))
+    with faulty_server() as web:
+        server = Server(web.url, patience=QUICK)
+        text, answer = server.chat_all([Request("Once"), Request(chat, stop=("\n",), seed=3)])
+    assert text == Reply(text.answers, "tiny", "fp_1", 3, 1)
+    assert (text.text, answer.text) == ("answer 0 to Once", "answer 0 to Hello")
+    assert text.answers[0].finish == "end"
+    by_path = {request.path: request.body for request in web.seen}
+    assert by_path["/v1/completions"] == {
+        "model": "tiny", "prompt": "Once", "temperature": 1.0, "top_p": 1.0, "max_tokens": 128,
+    }  # fmt: skip
+    assert by_path["/v1/chat/completions"] == {
+        "model": "tiny", "temperature": 1.0, "top_p": 1.0, "max_tokens": 128, "seed": 3,
+        "messages": [{"role": "system", "content": "Be short."},
+                     {"role": "user", "content": "Hello"}],
+        "stop": ["\n"],
+    }  # fmt: skip
+    assert (server.asked, server.prompt_tokens, server.completion_tokens) == (2, 6, 2)
+    assert server.fingerprints == {"fp_1"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [status(500), status(503), status(429), status(408), html(), truncated(), truncated(0.0),
+     broken_off(), reset(), hanging(1.0), saying({"choices": []}), saying({"choices": [{}]}),
+     saying([1])],
+    ids=["500", "503", "429", "408", "proxy", "truncated", "empty", "broken off", "reset",
+         "hanging", "no choices", "no text", "list"],
+)  # fmt: skip
+def test_what_passes_is_asked_again_and_nothing_else_is(fault: Fault) -> None:
+    with faulty_server(lambda number, _: fault if number in (0, 3, 4) else None) as web:
+        server = Server(web.url, concurrency=3, patience=QUICK)
+        replies = server.chat_all(_requests())
+    assert [reply.text for reply in replies] == [f"answer 0 to {prompt}" for prompt in PROMPTS]
+    assert Counter(web.answered) == Counter(PROMPTS)  # each is answered once
+    assert len(web.seen) == len(PROMPTS) + 3
+    assert sum(server.retried.values()) == 3
+
+
+def test_no_more_requests_at_once_than_allowed() -> None:
+    with faulty_server(lambda *_: None) as web:
+        web.say = lambda body, index: time.sleep(0.02) or "x"
+        Server(web.url, concurrency=3, patience=QUICK).chat_all(_requests())
+        assert web.most_at_work == 3
+        assert web.looks == 1
+
+
+def test_retry_after_holds_everybody_back() -> None:
+    with faulty_server([None, status(429, retry_after=0.4)]) as web:
+        Server(web.url, concurrency=2, patience=QUICK).chat_all(_requests())
+    refused = web.seen[1].when
+    early = [request for request in web.seen[2:] if request.when < refused + 0.35]
+    assert len(early) <= 1  # the other request that was on its way when the refusal came
+    assert Counter(web.answered) == Counter(PROMPTS)
+
+
+def test_a_date_to_wait_for() -> None:
+    refused, at = RuntimeError(), 1445412480.0
+    headers = {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    refused.response = SimpleNamespace(headers=headers)  # type: ignore[attr-defined]
+    assert asked_to_wait(refused, now=at - 5) == 5.0
+    assert asked_to_wait(refused, now=at + 5) == 0.0
+    assert asked_to_wait(ValueError()) is None
+
+
+def test_a_server_that_keeps_failing_keeps_what_it_gave() -> None:
+    given: dict[int, Reply] = {}
+
+    def fails(_: int, body: dict[str, Any]) -> Fault | None:
+        return status(500, "out of memory") if body["prompt"] == "prompt 5" else None
+
+    with faulty_server(fails) as web:
+        server = Server(web.url, concurrency=1, patience=Patience(retries=2, first_wait=0.01))
+        with pytest.raises(ServerError) as caught:
+            server.chat_all(_requests(), given.__setitem__)
+    assert caught.value.exit_code == 1
+    assert "asked 3 times" in str(caught.value)
+    assert "500: out of memory" in str(caught.value)
+    assert sorted(given) == [0, 1, 2, 3, 4]
+    assert len(web.seen) == 8  # nothing was begun after it
+
+
+def test_what_is_on_its_way_when_another_fails_is_kept() -> None:
+    given: dict[int, Reply] = {}
+
+    def fails(_: int, body: dict[str, Any]) -> Fault | None:
+        if body["prompt"] == "prompt 1":
+            return status(400, "too long")
+        time.sleep(0.3)
+        return None
+
+    with faulty_server(fails) as web, pytest.raises(RequestError, match="400: too long"):
+        Server(web.url, concurrency=3, patience=QUICK).chat_all(_requests(), given.__setitem__)
+    assert sorted(given) == [0, 2]
+
+
+def test_there_is_an_end_to_patience() -> None:
+    patience = Patience(retries=100, first_wait=0.05, longest_wait=0.05, deadline=0.5)
+    with faulty_server(lambda *_: status(500)) as web:
+        start = time.monotonic()
+        with pytest.raises(ServerError, match=r"the time of 0\.5 s is over"):
+            Server(web.url, concurrency=2, patience=patience).chat_all(_requests())
+        assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(400, "too long"), (401, "--key"), (403, "--key"), (404, "the model's")]
+)
+def test_refusals_are_not_asked_again(code: int, remedy: str) -> None:
+    with faulty_server(lambda *_: status(code, "no, thank you")) as web:
+        with pytest.raises(RequestError, match="no, thank you") as caught:
+            Server(web.url, concurrency=1, patience=QUICK).chat_all(_requests())
+        assert len(web.seen) == 1
+    assert caught.value.exit_code == 2
+    assert remedy in str(caught.value.remedy)
+
+
+def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-very-secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
+    with faulty_server(key="sk-very-secret") as web:
+        server = Server(web.url, key="TEST_KEY", patience=QUICK)
+        assert server.chat(Request("Once")).text == "answer 0 to Once"
+        assert "secret" not in repr(server) + repr(server.identity())
+    with faulty_server(key="another") as web:
+        with pytest.raises(RequestError, match="401") as caught:
+            Server(web.url, "tiny", key="TEST_KEY", patience=QUICK).chat(Request("Once"))
+        assert "wrong key …" in str(caught.value)
+        assert "secret" not in str(caught.value)
+        with pytest.raises(RequestError, match="wrong key none"):  # no key of another server
+            Server(web.url, patience=QUICK).chat(Request("Once"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("localhost:8000",), {}, "not the URL"),
+        (("http://me:pass@localhost:8000",), {}, "password"),
+        (("http://localhost/v1?key=pass",), {}, "password"),
+        (("http://localhost:8000",), {"key": "NO_SUCH_VARIABLE"}, "environment variable"),
+        (("http://localhost:8000",), {"concurrency": 0}, "at least 1"),
+        (("http://localhost:8000",), {"kind": "gpt"}, "no kind of server"),
+    ],
+)
+def test_wrong_settings(arguments: Any, options: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        Server(*arguments, **options)
+    assert "pass@" not in str(caught.value) and "=pass" not in str(caught.value)
+
+
+def test_nobody_there_is_said_soon() -> None:
+    with pytest.raises(ServerError, match="no connection") as caught:
+        Server("http://127.0.0.1:9", patience=QUICK).chat(Request("Once"))
+    assert "http://127.0.0.1:9/v1" in str(caught.value)
+
+
+def test_the_model_is_the_only_one_or_named() -> None:
+    two = ({"id": "a"}, {"id": "b"})
+    with faulty_server(models=two) as web:
+        with pytest.raises(RequestError, match="2 models") as caught:
+            Server(web.url, patience=QUICK).chat(Request("Once"))
+        assert caught.value.value == "a, b"
+        assert Server(web.url, "b", patience=QUICK).chat(Request("Once")).model == "b"
+        with pytest.raises(RequestError, match="no model c"):
+            Server(web.url, "c", patience=QUICK).chat(Request("Once"))
+    with faulty_server(models=None) as web:  # has no such page
+        assert Server(web.url, "x", patience=QUICK).chat(Request("Once")).model == "x"
+        with pytest.raises(RequestError, match="404"):
+            Server(web.url, patience=QUICK).chat(Request("Once"))
+
+
+def test_identity_is_what_lasts() -> None:
+    entry = {"id": "m", "owned_by": "vllm", "root": "org/m", "max_model_len": 4096}
+    served = ({**entry, "created": time.time(), "permission": [{"id": "random"}]},)
+    with faulty_server(models=served) as web:
+        server = Server(web.url + "/", patience=QUICK)
+        assert server.identity() == {
+            "url": web.url, "model": "m", "kind": "vllm", "served": entry,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("other", {}),
+        ("vllm", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
+        ("llama.cpp", {"top_k": -1, "min_p": 0.0, "repeat_penalty": 1.0}),
+        (
+            "transformers",
+            {
+                "generation_config": '{"do_sample": true, "temperature": 1.0, "top_p": 1.0, '
+                '"top_k": 0, "max_new_tokens": 128}'
+            },
+        ),
+    ],
+)
+def test_servers_are_told_not_to_choose_a_distribution(kind: str, fields: dict[str, Any]) -> None:
+    plain = body_of(Request("x"), "m", "openai")
+    assert body_of(Request("x"), "m", kind) == {**plain, **fields}
+    if kind != "transformers":
+        assert body_of(Request("x", top_k=7), "m", kind)["top_k"] == 7
+    assert body_of(Request("x", extra={"min_p": 0.5}), "m", kind)["min_p"] == 0.5
+
+
+def test_log_probabilities_of_both_endpoints() -> None:
+    with faulty_server() as web:
+        server = Server(web.url, patience=QUICK)
+        chat = server.chat(Request((Message("user", "Hi"),), top_logprobs=2)).answers[0]
+        text = server.chat(Request("Hi", top_logprobs=2)).answers[0]
+    assert chat.tokens == text.tokens
+    assert chat.tokens is not None
+    assert [token.text for token in chat.tokens] == ["answer", "0", "to", "Hi"]
+    assert chat.tokens[0].top == {"answer": -0.6931471805599453, "x": -2.0}
+    assert chat.logp == pytest.approx(-4 * 0.6931471805599453)
+
+
+def test_servers_that_give_one_answer_at_a_time() -> None:
+    with faulty_server(most=1) as web:
+        server = Server(web.url, concurrency=1, patience=QUICK)
+        replies = server.chat_all([Request("a", n=3, seed=7), Request("b", n=2, seed=20)])
+    assert [len(reply.answers) for reply in replies] == [3, 2]
+    asked = [(s.body["prompt"], s.body["seed"], s.body.get("n", 1)) for s in web.seen]
+    assert asked == [("a", 7, 3), ("a", 8, 1), ("a", 9, 1), ("b", 20, 1), ("b", 21, 1)]
+    assert replies[0].completion_tokens == 3
+
+
+def test_servers_that_refuse_several_answers() -> None:
+    def one_only(_: int, body: dict[str, Any]) -> Fault | None:
+        return status(400, "only one choice") if body.get("n", 1) > 1 else None
+
+    with faulty_server(one_only) as web:
+        server = Server(web.url, concurrency=1, patience=QUICK)
+        replies = server.chat_all([Request("a", n=3), Request("b", n=2)])
+        assert [len(reply.answers) for reply in replies] == [3, 2]
+        assert [s.body.get("n", 1) for s in web.seen] == [3, 1, 1, 1, 1, 1]
+    with faulty_server(lambda *_: status(400, "bad stop")) as web:
+        with pytest.raises(RequestError, match="bad stop"):
+            Server(web.url, patience=QUICK).chat(Request("a", n=3))
+        assert len(web.seen) == 2
+
+
+def test_finish_reasons() -> None:
+    def choice(**fields: Any) -> dict[str, Any]:
+        return {"choices": [{"text": "x", **fields}]}
+
+    documents = [
+        choice(finish_reason="stop"),
+        choice(finish_reason="length"),
+        choice(finish_reason="stop", stop_reason="\n"),
+        choice(finish_reason="stop", stop_reason=2),
+        choice(finish_reason="stop", matched_stop="\n"),
+        choice(finish_reason="content_filter"),
+    ]
+    with faulty_server([saying(document) for document in documents]) as web:
+        server = Server(web.url, concurrency=1, patience=QUICK)
+        replies = server.chat_all([Request("a")] * 6)
+    assert [reply.answers[0].finish for reply in replies] == [
+        "end", "length", "stop", "end", "stop", "filtered",
+    ]  # fmt: skip
+
+
+def test_replies_can_be_left_half_way() -> None:
+    with faulty_server() as web:
+        web.say = lambda body, index: time.sleep(0.05) or "x"
+        coming = Server(web.url, concurrency=2, patience=QUICK).replies(_requests())
+        next(coming)
+        coming.close()
+        seen = len(web.seen)
+        time.sleep(0.2)
+        assert seen == len(web.seen) <= 5
+
+
+def _soon(action: Callable[[], None], seconds: float) -> None:
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+
+
+def test_ctrl_c_ends_it_quickly() -> None:
+    given: dict[int, Reply] = {}
+    slow = Patience(timeout=60)
+    with faulty_server(lambda number, _: hanging(20) if number > 2 else None) as web:
+        server = Server(web.url, concurrency=2, patience=slow)
+        _soon(lambda: os.kill(os.getpid(), signal.SIGINT), 0.7)
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            server.chat_all(_requests(), given.__setitem__)
+        assert time.monotonic() - start < 3
+    assert len(given) == 3
+
+
+def test_inside_a_running_event_loop() -> None:
+    import asyncio
+
+    async def notebook(url: str) -> str:
+        return Server(url, patience=QUICK).chat(Request("Once")).text
+
+    with faulty_server() as web:
+        assert asyncio.run(notebook(web.url)) == "answer 0 to Once"
+
+
+def test_an_error_of_who_receives_the_replies_ends_it() -> None:
+    def full(position: int, reply: Reply) -> None:
+        raise OSError("no space left")
+
+    with faulty_server() as web, pytest.raises(OSError, match="no space"):
+        Server(web.url, concurrency=1, patience=QUICK).chat_all(_requests(), full)
