@@ -13,10 +13,10 @@ import pytest
 
 from prefopt.data.checking.check import check
 from prefopt.data.kinds import KINDS
+from prefopt.data.visible import MOST, shown, visible
 from prefopt.errors import RunError
 from prefopt.report import data_page
 from prefopt.report.data_findings import cards, title
-from prefopt.report.visible import MOST, shown, visible
 from tests import planting, test_report
 from tests.test_report import HOSTILE, read
 

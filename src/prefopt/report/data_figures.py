@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prefopt.data.visible import visible
 from prefopt.report.drawing import (
     DISPREFERRED,
     GRID,
@@ -25,7 +26,6 @@ from prefopt.report.drawing import (
     to_svg,
 )
 from prefopt.report.figures import Plot
-from prefopt.report.visible import visible
 from prefopt.report.words import counted, number
 
 if TYPE_CHECKING:

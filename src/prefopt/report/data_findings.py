@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefopt.report.visible import Shown, shown, visible
+from prefopt.data.visible import Shown, shown, visible
 from prefopt.report.words import number, plain
 
 if TYPE_CHECKING:

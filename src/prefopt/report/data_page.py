@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.data.visible import visible
 from prefopt.report import data_figures
 from prefopt.report.data_findings import EXAMPLES_OPEN, Card, cards
 from prefopt.report.pages import fill
 from prefopt.report.summary import Tile
-from prefopt.report.visible import visible
 from prefopt.report.words import counted, listed, number
 from prefopt.runs import write_text
 
