@@ -34,6 +34,7 @@ class Scoring:
 
     #: it sees one completion at a time
     sees_order = False
+    chunk = 1024
 
     def __init__(
         self,
@@ -76,7 +77,9 @@ class Comparing:
         about: what its verdicts depend on, as plain JSON.
     """
 
-    sees_order = True
+    #: it is asked in both orders here
+    sees_order = False
+    chunk = 1024
 
     def __init__(
         self, name: str, better: Callable[[Prompt, str, str], float], about: Mapping[str, Any]

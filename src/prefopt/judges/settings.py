@@ -34,8 +34,12 @@ Place: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_beside)]
 Rule: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_rule_beside)]
 #: a judge or a speaker inside of another judge
 Spec: TypeAlias = str | dict[str, Any]
-_SPEC = {"allowed": "a judge: one word as on the command line, or a mapping with kind"}
-_SPEAKER = {"allowed": "lm:FOLDER, server:URL, python:module:function, or a mapping with kind"}
+_SPEC: dict[str, Any] = {
+    "allowed": "a judge: one word as on the command line, or a mapping with kind"
+}
+_SPEAKER: dict[str, Any] = {
+    "allowed": "lm:FOLDER, server:URL, python:module:function, or a mapping with kind"
+}
 
 Temperature: TypeAlias = Annotated[float | None, Field(gt=0)]
 _TEMPERATURE = (
@@ -116,16 +120,18 @@ class Server(_Reading):
 
     url: Text = Field(description="of the server, such as http://localhost:8000/v1")
     model: Text | None = Field(default=None, description="by default the only one it serves")
-    concurrency: PositiveInt = Field(default=8, description="questions that are out at once")
+    key: Text | None = Field(
+        default=None, description="environment variable that holds the server's key"
+    )
+    concurrency: PositiveInt = Field(default=16, description="requests that are out at once")
     timeout: float = Field(default=120.0, gt=0, description="seconds for one reply")
-    attempts: PositiveInt = Field(default=6, description="tries of one request before giving up")
 
 
 class SelfReward(Strict):
     """Of `selfreward`: the policy judges its own answers by points, several times."""
 
     model: Place | None = Field(default=None, description="the policy's folder, or a hub id")
-    url: Text | None = Field(default=None, description="a server that has the policy")
+    url: Text | None = Field(default=None, description="a server that has the policy, instead")
     rubric: Place = Field(default="additive", description="a rubric with points")
     judgements: PositiveInt = Field(default=3, description="replies to each completion, averaged")
     temperature: float = Field(default=0.7, ge=0, description="of its replies")

@@ -91,7 +91,7 @@ KINDS: Mapping[str, Kind] = {
         "prefopt.judges.language:make_server",
         "The same behind an OpenAI-compatible server.",
         argument="url",
-        needs="the server's URL; its key is in OPENAI_API_KEY",
+        needs="the server's URL",
     ),
     "selfreward": Kind(
         settings.SelfReward,
@@ -226,8 +226,8 @@ def _settings(spec: str | Mapping[str, Any], context: Context) -> tuple[str, Bas
     short = [key for key in spec if key in KINDS and KINDS[key].argument]
     if "kind" not in spec and len(short) == 1:
         others = {key: value for key, value in spec.items() if key != short[0]}
-        argument = _argument(short[0], spec[short[0]], context)
-        return _of_mapping({"kind": short[0], **argument, **others}, context, spec)
+        given = _argument(short[0], spec[short[0]], context)
+        return _of_mapping({"kind": short[0], **given, **others}, context, spec)
     return _of_mapping(spec, context, spec)
 
 

@@ -1,0 +1,270 @@
+"""Who answers a judge's questions: a language model on this machine, or behind a server.
+
+A speaker does two things: it writes (`say`), and it tells how probable an answer of a few letters
+is (`weigh`), which needs no parsing. Both hand over what they have as it comes, so that whoever
+keeps it has lost nothing when the rest fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefopt.errors import RecipeError
+from prefopt.records import Message, Prompt
+
+if TYPE_CHECKING:
+    from prefopt.engine.tokens import Ids
+    from prefopt.policies.load import Policy
+    from prefopt.sampling.server import Server
+
+#: most alternatives that servers give with a token
+_TOP = 20
+#: marks that tokenizers write for a space
+_SPACES = "Ġ▁"
+_MICROBATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request.
+
+    Attributes:
+        text: what is asked, as one turn of a user.
+        seed: of the reply; another one, another reply.
+        temperature: 0 for the most probable reply.
+    """
+
+    text: str
+    seed: int = 0
+    temperature: float = 0.0
+
+
+class Speaker(Protocol):
+    """A language model that can be asked."""
+
+    #: what distinguishes it: `lm:runs/judge`, `server:gpt-x`
+    name: str
+
+    def identity(self) -> Mapping[str, Any]:
+        """Everything that its replies depend on beside what it is asked, as plain JSON."""
+        ...
+
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
+        """(position, reply) as they come; None for a question that is too long for the model."""
+        ...
+
+    def weigh(
+        self, texts: Sequence[str], answers: Sequence[str]
+    ) -> Iterator[tuple[int, list[float] | None]]:
+        """(position, log-probability of each answer as the beginning of the reply), as they come.
+
+        In nats; −∞ for an answer that a server does not list among the likeliest. None for a
+        question that is too long.
+        """
+        ...
+
+
+class LocalSpeaker:
+    """A policy in this process.
+
+    Args:
+        policy: with a chat template it answers a user's turn; without one it continues the text.
+        batch_size: replies generated at once; never changes them.
+    """
+
+    def __init__(self, policy: Policy, *, batch_size: int = 8) -> None:
+        self.name = f"lm:{policy.name}"
+        self._policy = policy
+        self._batch_size = batch_size
+
+    def identity(self) -> Mapping[str, Any]:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Mapping[str, Any]:
+        from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
+
+        return {
+            "model": fingerprint_model(self._policy.model),
+            "tokenizer": fingerprint_tokenizer(self._policy.tokenizer),
+        }
+
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
+        from prefopt.sampling.generate import sample
+
+        alike: dict[tuple[int, float], list[int]] = defaultdict(list)
+        limit = self._policy.max_length
+        for position, ask in enumerate(asks):
+            if limit is not None and len(self._ids(ask.text)) + max_new_tokens > limit:
+                yield position, None
+            else:
+                alike[ask.seed, ask.temperature].append(position)
+        for (seed, temperature), positions in alike.items():
+            for start in range(0, len(positions), self._batch_size):
+                chosen = positions[start : start + self._batch_size]
+                replies = sample(
+                    self._policy,
+                    [self._prompt(asks[position].text) for position in chosen],
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    seed=seed,
+                    batch_size=self._batch_size,
+                )
+                for position, (reply,) in zip(chosen, replies, strict=True):
+                    yield position, reply
+
+    def weigh(
+        self, texts: Sequence[str], answers: Sequence[str]
+    ) -> Iterator[tuple[int, list[float] | None]]:
+        import torch
+
+        from prefopt.engine.forest import pack
+        from prefopt.engine.logps import Scorer
+        from prefopt.engine.tokens import TokenGroup
+
+        endings = tuple(self._answer_ids(answer) for answer in answers)
+        longest = max(len(ids) for ids in endings)
+        limit = self._policy.max_length
+        groups, places = [], []
+        for position, text in enumerate(texts):
+            ids = self._ids(text)
+            if limit is not None and len(ids) + longest > limit:
+                yield position, None
+            else:
+                groups.append(TokenGroup(ids, endings))
+                places.append(position)
+        if not groups:
+            return
+        scorer = Scorer(self._policy.model.eval())
+        for positions in pack(groups, _MICROBATCH_TOKENS):
+            with torch.no_grad():
+                logps = scorer([groups[position] for position in positions]).double().cpu()
+            for position, row in zip(positions, logps.view(-1, len(answers)), strict=True):
+                yield places[position], row.tolist()
+
+    @property
+    def _chats(self) -> bool:
+        return bool(self._policy.tokenizer.chat_template)
+
+    def _prompt(self, text: str) -> Prompt:
+        return (Message("user", text),) if self._chats else f"{text}\n"
+
+    def _ids(self, text: str) -> Ids:
+        ids: Ids = self._encoder.prompt_ids(self._prompt(text))
+        return ids
+
+    def _answer_ids(self, answer: str) -> Ids:
+        import numpy as np
+
+        ids = self._policy.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int32)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        from prefopt.engine.tokens import Encoder
+
+        return Encoder(self._policy.tokenizer, end_of_turn=self._policy.end_of_turn)
+
+
+class ServedSpeaker:
+    """A model behind an OpenAI-compatible server, asked as a user would.
+
+    Args:
+        server: the client; it is asked at once what it serves.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.name = f"server:{server.model}"
+        self._server = server
+
+    def identity(self) -> Mapping[str, Any]:
+        return self._server.identity()
+
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
+        from prefopt.sampling.wire import Request
+
+        requests = [
+            Request(
+                (Message("user", ask.text),),
+                temperature=ask.temperature,
+                seed=ask.seed,
+                max_tokens=max_new_tokens,
+            )
+            for ask in asks
+        ]
+        with closing(self._server.replies(requests)) as coming:
+            for position, reply in coming:
+                yield position, reply.text
+
+    def weigh(
+        self, texts: Sequence[str], answers: Sequence[str]
+    ) -> Iterator[tuple[int, list[float] | None]]:
+        from prefopt.sampling.wire import Request
+
+        requests = [
+            Request((Message("user", text),), temperature=0.0, max_tokens=1, top_logprobs=_TOP)
+            for text in texts
+        ]
+        with closing(self._server.replies(requests)) as coming:
+            for position, reply in coming:
+                tokens = reply.answers[0].tokens
+                if tokens is None:
+                    raise RecipeError(
+                        f"the server of {self._server.model} gives no log-probabilities",
+                        field="mode",
+                        value="logprobs",
+                        remedy="set mode: text, or use a server that has them (vLLM, SGLang, "
+                        "llama.cpp)",
+                    )
+                top = {tokens[0].text: tokens[0].logp, **tokens[0].top} if tokens else {}
+                yield position, [_mass(top, answer) for answer in answers]
+
+
+def _mass(top: Mapping[str, float], answer: str) -> float:
+    """Log of the probability of all tokens that are the answer, with or without a space.
+
+    >>> round(math.exp(_mass({"A": math.log(0.5), " A": math.log(0.25), "B": -2.0}, "A")), 6)
+    0.75
+    """
+    shares = [math.exp(logp) for token, logp in top.items() if token.strip(f" {_SPACES}") == answer]
+    return math.log(sum(shares)) if sum(shares) > 0 else -math.inf
+
+
+def local_speaker(model: str, *, device: str | None, batch_size: int) -> LocalSpeaker:
+    """A model folder, a run's folder or a hub id.
+
+    Raises:
+        PolicyError: it cannot be loaded.
+    """
+    from prefopt.policies.export import model_folder
+    from prefopt.policies.load import load_policy
+
+    return LocalSpeaker(load_policy(model_folder(model), device=device), batch_size=batch_size)
+
+
+def served_speaker(
+    url: str,
+    model: str | None = None,
+    *,
+    key: str | None = None,
+    concurrency: int = 16,
+    timeout: float = 120.0,
+) -> ServedSpeaker:
+    """A model behind a server.
+
+    Raises:
+        MissingExtraError: the package openai is not installed.
+        RecipeError: the URL is none.
+        ServerError: nothing answers there.
+    """
+    from prefopt.sampling.retrying import Patience
+    from prefopt.sampling.server import Server
+
+    patience = Patience(timeout=timeout)
+    return ServedSpeaker(Server(url, model, key=key, concurrency=concurrency, patience=patience))
