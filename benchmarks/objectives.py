@@ -94,6 +94,8 @@ def variants() -> list[Variant]:
 
     rows = []
     for name, row in OBJECTIVES.items():
+        if row.head != "words":
+            continue  # a reward model is no policy
         option = STRENGTH_OF.get(name, "beta")
         rows.append(
             Variant(

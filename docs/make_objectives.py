@@ -135,6 +135,8 @@ def needs(row: Objective) -> str:
     """Everything that it must be given, and what it cannot take, as one sentence."""
     given = [READS[row.reads], "a reference" if row.needs_reference else "no reference"]
     given += ["a reward of each completion, the `score` of the data"] * row.needs_rewards
+    if row.rewards_option:
+        given.append(f"for a `{row.rewards_option}` a score of each completion")
     given += ["several sources"] * row.needs_sources
     given += [TOKENS[name] for name in row.tokens]
     given += [COMPANIONS[row.companions]] if row.companions else []

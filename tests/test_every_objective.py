@@ -210,8 +210,9 @@ def bench() -> Any:
 
 def test_the_benchmark_has_every_objective_and_gives_each_its_strength(bench: Any) -> None:
     rows = {row.name: row for row in bench.variants()}
-    assert set(OBJECTIVES) <= set(rows)
-    for name, row in OBJECTIVES.items():
+    policies = {name: row for name, row in OBJECTIVES.items() if row.head == "words"}
+    assert set(policies) <= set(rows)
+    for name, row in policies.items():
         assert bool(rows[name].strengths) == ("beta" in row.options or name == "orpo")
         assert rows[name].family in bench.FAMILIES
         assert rows[name].reads in bench.BATCH

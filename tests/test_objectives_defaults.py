@@ -38,6 +38,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "simpo": {"beta": 2.0, "gamma": 1.0},
     "cpo": {"beta": 0.1, "length_normalize": True},
     "alpha_po": {"beta": 2.5, "gamma": 0.25, "alpha": 0.25},
+    "reward": {"margin": 0.0, "centring": 0.0},
     "bco": {"beta": 0.1, "decay": 0.9},
     "aot": {"beta": 0.1, "label_smoothing": 0.0},
     "aot_unpaired": {"beta": 0.1, "label_smoothing": 0.0},

@@ -166,6 +166,24 @@ def kto(s: Tensor, **attributes: Any) -> Tensor:
     return loss
 
 
+def reward(s: Tensor, pairs: list[list[int]], *, margin: float = 0.0, **attributes: Any) -> Tensor:
+    """The mean loss of `RewardTrainer` where each completion's summed log-probability is its
+    reward, with `margin` times the difference of the scores of `inputs.json`."""
+    from trl import RewardTrainer
+
+    order = [pair[side] for side in (0, 1) for pair in pairs]
+    batch = Batch([INPUTS["completions"][index] for index in order], s)
+    rewards = batch.model(batch.policy)().log_probs.sum(-1, keepdim=True)
+    scores = torch.tensor(INPUTS["rewards"], dtype=s.dtype)
+    settings = {"center_rewards_coefficient": None, **attributes}
+    trainer = bare(RewardTrainer, args=SimpleNamespace(**settings))
+    inputs = {"attention_mask": torch.ones_like(batch.ids)}
+    if margin:
+        inputs["margin"] = margin * torch.stack([scores[a] - scores[b] for a, b in pairs])
+    loss: Tensor = trainer.compute_loss(lambda **_: SimpleNamespace(logits=rewards), inputs)
+    return loss
+
+
 def numbers(loss: Any, coupled: bool, dtype: torch.dtype) -> dict[str, Any]:
     """Losses and slopes of each pair alone, or of their mean where it is not a mean of theirs."""
     found = []
@@ -197,6 +215,8 @@ def case(
     def loss(s: Tensor, pairs: list[list[int]]) -> Tensor:
         if trainer == "kto":
             return kto(s, **theirs)
+        if trainer == "reward":
+            return reward(s, pairs, **theirs)
         if trainer == "dpo":
             return dpo(s, pairs, **dict(theirs))
         return without_reference(trainer, s, pairs, **theirs)
@@ -269,6 +289,9 @@ def cases() -> list[dict[str, Any]]:
         case("alpha_po", {"beta": 2.5, "gamma": 0.5, "alpha": 0.25}, {"loss_type": "simpo",
              "beta": 2.5, "simpo_gamma": 0.5, "alpha": 0.25, "cpo_alpha": 0.0}, trainer="cpo"),
         case("orpo", {"odds_weight": 0.3}, {"beta": 0.3}, trainer="orpo", tolerance=1e-5),
+        case("reward", {}, {}, trainer="reward"),
+        case("reward", {"margin": 2.0, "centring": 0.01},
+             {"margin": 2.0, "center_rewards_coefficient": 0.01}, trainer="reward"),
         case("kto", {"beta": 0.3}, {"beta": 0.3}, trainer="kto", coupled=True),
         case("kto", {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5},
              {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5},

@@ -13,7 +13,7 @@ from prefopt.constraints.constraint import Constraint, check_together
 from prefopt.constraints.tilting import penalty, shifted
 from prefopt.errors import RecipeError
 from prefopt.objectives.loss import Companions, Loss, Weighted
-from prefopt.objectives.objective import Reads, Running
+from prefopt.objectives.objective import Head, Reads, Running
 from prefopt.objectives.scores import Judgements, Scores
 
 
@@ -82,6 +82,10 @@ class ConstrainedLoss:
     @property
     def companions(self) -> Companions | None:
         return self.loss.companions
+
+    @property
+    def head(self) -> Head:
+        return self.loss.head
 
     @property
     def couples_batch(self) -> bool:

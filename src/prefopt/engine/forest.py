@@ -93,8 +93,14 @@ class Forest:
         return np.repeat(np.asarray(last), self.lengths)
 
 
-def build_forest(groups: Sequence[TokenGroup]) -> Forest:
-    """Lay the completions of all groups out as trees, groups and completions in order."""
+def build_forest(groups: Sequence[TokenGroup], *, ends: bool = False) -> Forest:
+    """Lay the completions of all groups out as trees, groups and completions in order.
+
+    Args:
+        groups: of any prompts.
+        ends: what is read is not what predicts each token, but the last token of each
+            completion, where all of it is known: S = B, and `targets` are those tokens.
+    """
     prompts = [group.prompt for group in groups for _ in group.completions]
     answers = [ids for group in groups for ids in group.completions]
     sequences = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
@@ -106,9 +112,10 @@ def build_forest(groups: Sequence[TokenGroup]) -> Forest:
         rows = np.concatenate(
             [np.arange(segments[s].start, segments[s].stop) for s in paths[index]]
         )
-        predictors.append(rows[len(prompt) - 1 : -1])
-        targets.append(sequence[len(prompt) :])
-        owners.append(np.full(len(sequence) - len(prompt), index))
+        first = len(sequence) - 1 if ends else len(prompt)
+        predictors.append(rows[first:] if ends else rows[first - 1 : -1])
+        targets.append(sequence[first:])
+        owners.append(np.full(len(targets[-1]), index))
     pairs = np.concatenate(predictors).astype(np.int64) << 32 | np.concatenate(targets)
     distinct, scored = np.unique(pairs, return_inverse=True)
     return Forest(

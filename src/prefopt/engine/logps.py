@@ -20,9 +20,10 @@ from torch import Tensor
 
 from prefopt.engine import attention
 from prefopt.engine.checkpointing import Kind, enable
-from prefopt.engine.forest import build_forest, pack
+from prefopt.engine.forest import build_forest
 from prefopt.engine.head import head_logps
 from prefopt.engine.kernel_choice import KernelChoice
+from prefopt.engine.packed import in_order
 from prefopt.engine.predictors import Predictors, padded, through_rows, through_trees
 from prefopt.engine.soft_prompts import row_logits
 from prefopt.engine.token_values import (
@@ -73,6 +74,8 @@ class Scorer:
         difference: largest difference of the two ways seen in the check, nats a token.
         kernels: which kernel computes attention, settled on the first forest.
     """
+
+    unit = "nats a token"
 
     def __init__(
         self,
@@ -278,16 +281,19 @@ class Scorer:
         ) as error:
             self._give_up(f"trees cannot go through this model: {type(error).__name__}: {error}")
             return
-        self.difference = float(
-            ((trees - rows).abs() / _lengths(groups)).nan_to_num(torch.inf).max()
-        )
+        apart = (trees - rows).abs() / self._units(groups, rows)
+        self.difference = float(apart.nan_to_num(torch.inf).max())
         if self.difference <= TOLERANCE:
             self.sharing, self._head_known = "trees", True
         else:
             self._give_up(
-                f"trees and separate rows differ by {self.difference:.3g} nats a token "
+                f"trees and separate rows differ by {self.difference:.3g} {self.unit} "
                 f"(tolerance {TOLERANCE:g})"
             )
+
+    def _units(self, groups: Sequence[TokenGroup], rows: Tensor) -> Tensor:
+        """(B,) what a difference of the two ways is measured in: its tokens."""
+        return _lengths(groups)
 
     @torch.no_grad()
     def _check_head(self, groups: Sequence[TokenGroup]) -> None:
@@ -372,17 +378,8 @@ def completion_logps(
     encoder = Encoder(
         policy.tokenizer, end_of_turn=policy.end_of_turn, max_length=policy.max_length
     )
-    encoded = list(encoder(groups))
     scorer = Scorer(policy.model, sharing=sharing)
-    counts = [len(group.completions) for group in encoded]
-    parts: list[Tensor] = [torch.empty(0)] * len(encoded)
-    for members in pack(encoded, microbatch_tokens):
-        scores = scorer([encoded[i] for i in members])
-        for index, part in zip(
-            members, torch.split(scores, [counts[i] for i in members]), strict=True
-        ):
-            parts[index] = part
-    return torch.cat(parts) if parts else torch.empty(0)
+    return in_order(scorer, list(encoder(groups)), microbatch_tokens)
 
 
 def _lengths(groups: Sequence[TokenGroup]) -> Tensor:

@@ -23,6 +23,7 @@ from prefopt.objectives.pairwise import (
     robust_dpo,
 )
 from prefopt.objectives.registry import OBJECTIVES, find_objective
+from prefopt.objectives.rewards import reward
 from prefopt.objectives.scores import Comparisons, Judgements, Labels, Rankings, Scores
 from prefopt.objectives.tokenwise import ld_dpo, tdpo, wpo
 from prefopt.objectives.unpaired import apo_zero_unpaired, bco_unpaired, kto
@@ -65,6 +66,7 @@ __all__ = [
     "odds",
     "orpo",
     "plackett_luce",
+    "reward",
     "reward_distillation",
     "robust_dpo",
     "sft",

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from prefopt.errors import RecipeError
-from prefopt.objectives.objective import Objective, Reads, Running
+from prefopt.objectives.objective import Head, Objective, Reads, Running
 from prefopt.objectives.registry import find_objective
 from prefopt.objectives.scores import Judgements, Scores
 
@@ -39,6 +39,8 @@ class Loss(Protocol):
     def companions(self) -> Companions | None: ...
     @property
     def couples_batch(self) -> bool: ...
+    @property
+    def head(self) -> Head: ...
 
     def __call__(self, scores: Scores, judgements: Judgements, running: Running) -> Tensor:
         """(T,) losses in nats."""
@@ -81,6 +83,10 @@ class Weighted:
         return self.terms[0].objective.reads
 
     @property
+    def head(self) -> Head:
+        return self.terms[0].objective.head
+
+    @property
     def needs_reference(self) -> bool:
         return any(term.objective.needs_reference for term in self.terms)
 
@@ -94,7 +100,7 @@ class Weighted:
 
     @property
     def needs_rewards(self) -> bool:
-        return any(term.objective.needs_rewards for term in self.terms)
+        return any(term.objective.wants_rewards(term.options) for term in self.terms)
 
     @property
     def needs_sources(self) -> bool:
@@ -156,6 +162,8 @@ def weighted_sum(chosen: Iterable[tuple[str, float, Mapping[str, Any]]]) -> Weig
     main = terms[0].objective
     for term in terms[1:]:
         other = term.objective
+        if other.head != main.head:
+            raise _cannot_add(main, other, "trains another head of a model")
         alike = other.reads == main.reads or (main.reads, other.reads) == (
             "comparisons",
             "preferred",

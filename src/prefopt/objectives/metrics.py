@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefopt.objectives.objective import Head
 from prefopt.objectives.scores import Comparisons, Judgements, Labels, Rankings, Scores, on_device
 
 #: bins of the calibration error: a tenth of probability wide, from ½ to 1
@@ -198,9 +199,13 @@ class Tally:
     """Collects the judgements of a step's micro-batches; `means` is what they come to.
 
     Nothing leaves the device before `means` is asked for, so collecting never waits for it.
+
+    Args:
+        head: of the model that the scores are from; a reward model has no log-probabilities.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: Head = "words") -> None:
+        self._head = head
         self._parts: list[tuple[Scores, Judgements, Tensor, Tensor | None]] = []
         self._sources: list[str | None] = []
 
@@ -236,6 +241,9 @@ class Tally:
         it would be a mean of part.
         """
         table = _joined([_table(*part) for part in self._parts])
+        if self._head == "reward":
+            kept = {n: c for n, c in table.columns.items() if not n.startswith("logp_")}
+            table = replace(table, columns=kept)
         result = _means(table)
         if set(self._sources) != {None}:
             result["sources"] = {

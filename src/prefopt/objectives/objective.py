@@ -17,6 +17,7 @@ from prefopt.objectives.scores import Scores
 from prefopt.recipe.refusals import described
 
 Reads = Literal["comparisons", "preferred", "labels", "rankings"]
+Head = Literal["words", "reward"]
 
 #: state of an objective that goes on from step to step, as plain JSON
 Running = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Objective:
         soft: whether a comparison's probability is read; if not, data with one is refused.
         weighted: whether a comparison may weigh more than another; if not, such data is refused.
         needs_rewards: whether `scores.rewards` is read.
+        rewards_option: the option that, above 0, makes it read them.
         needs_sources: whether it tells the data's sources apart, of which there must be two.
         tokens: names of the per-token values (`Scores.tokens`) that it reads.
         companions: further sequences that are scored for each judgement: "mismatched", a
@@ -48,6 +50,8 @@ class Objective:
             whose scores these are; None for objectives without any. The function then takes
             it as `running`; None stands for no state yet.
         reward: `(scores, **options) -> (B,)`, where it defines its own; β·ρ otherwise.
+        head: which head of the model gives `scores.policy`: that for words, log-probabilities;
+            or that of a reward model, one number read where a completion ends.
     """
 
     function: Callable[..., Tensor]
@@ -57,12 +61,14 @@ class Objective:
     soft: bool = True
     weighted: bool = True
     needs_rewards: bool = False
+    rewards_option: str | None = None
     needs_sources: bool = False
     tokens: tuple[str, ...] = ()
     companions: Literal["mismatched", "corrupted"] | None = None
     couples_batch: bool = False
     running: Callable[..., Running] | None = None
     reward: Callable[..., Tensor] | None = None
+    head: Head = "words"
 
     @property
     def name(self) -> str:
@@ -116,6 +122,11 @@ class Objective:
             remedy=f"leave it out for {self.options[name]}",
             **place,
         ) from None
+
+    def wants_rewards(self, options: Mapping[str, Any]) -> bool:
+        """Whether `scores.rewards` is read with these options."""
+        option = self.rewards_option
+        return self.needs_rewards or bool(option and {**self.options, **options}[option] > 0)
 
     def bind(self, **options: Any) -> Callable[..., Tensor]:
         """The objective with its hyper-parameters fixed.

@@ -17,6 +17,7 @@ from prefopt.objectives import (
     likelihood,
     listwise,
     pairwise,
+    rewards,
     tokenwise,
     unpaired,
 )
@@ -135,6 +136,14 @@ OBJECTIVES: Mapping[str, Objective] = {
             needs_reference=False,
             reward=likelihood.alpha_po_reward,
             use="When SimPO lets both sides sink, or not enough: one more shape to choose.",
+        ),
+        Objective(
+            rewards.reward,
+            needs_reference=False,
+            rewards_option="margin",
+            reward=rewards.reward_itself,
+            head="reward",
+            use="To make a reward model: a judge, or what a probe or a constraint measures by.",
         ),
         Objective(
             coupled.bco,

@@ -22,7 +22,8 @@ class Scores:
     """What an objective may know about B completions.
 
     Attributes:
-        policy: (B,) log-probability of each completion under the policy; carries gradient.
+        policy: (B,) log-probability of each completion under the policy; carries gradient. For
+            an objective that trains a reward model, its reward of each completion.
         reference: (B,) the same under the frozen reference; None where none is needed.
         lengths: (B,) tokens of each completion, data and never inferred.
         rewards: (B,) what the data says each completion is worth (its `score`, higher is

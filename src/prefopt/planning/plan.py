@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from prefopt.constraints import Constraint, make_constraints
 from prefopt.data.formats import read_groups
+from prefopt.errors import RecipeError
 from prefopt.objectives.loss import Weighted
 from prefopt.planning.machines import Machine, counted, named
 from prefopt.planning.measuring import Measured, measure, resident, this_machine
@@ -201,6 +202,7 @@ def make_planner(
     if staged:
         notes.append("the training has two stages; this is the first, and the second needs as much")
     resolved, loss = settle(resolved)
+    _refuse_reward_model(loss)
     recipe = resolved.recipe
     outline = find_outline(recipe.model)
     other = recipe.reference.name
@@ -269,6 +271,16 @@ def _sampled(
     if recipe.max_steps is not None:
         scale = min(scale, recipe.max_steps / len(data.steps))
     return data, scale
+
+
+def _refuse_reward_model(loss: Weighted) -> None:
+    if loss.head == "reward":
+        raise RecipeError(
+            "what a reward model needs is not foretold",
+            field="objective.name",
+            value=loss.name,
+            remedy="plan the same recipe with objective simpo, whose memory is a little more",
+        )
 
 
 def _constraints(recipe: Recipe, notes: list[str]) -> tuple[Constraint, ...]:

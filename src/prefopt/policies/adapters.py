@@ -194,7 +194,8 @@ def _config_of(choice: AdapterChoice, kind: AdapterKind, base: Any, words: Any) 
         settings["target_modules"] = _targets(choice.target_modules, base)
     if words is not None:
         settings["num_virtual_tokens"] = len(words)
-    return getattr(peft, kind.config)(task_type="CAUSAL_LM", **{**settings, **choice.options})
+    task = "CAUSAL_LM" if base.get_output_embeddings() is not None else "SEQ_CLS"  # with its head
+    return getattr(peft, kind.config)(task_type=task, **{**settings, **choice.options})
 
 
 def _targets(wanted: str | list[str] | None, base: Any) -> str | list[str] | None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from prefopt.errors import PolicyError
 from prefopt.policies.adapter_table import ADAPTERS
-from prefopt.policies.load import Policy, load_policy
+from prefopt.policies.load import Policy, base_model, is_reward_model, load_policy
 from prefopt.policies.quantized import dequantized, quantization_of
 from prefopt.policies.quiet import quietly
+from prefopt.policies.reward import HEAD, load_reward_model
 from prefopt.policies.switches import has_adapter
 from prefopt.runs import atomic_folder, empty_folder
 
@@ -60,14 +61,14 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
             written is not the same model. Nothing is left behind.
     """
     target = empty_folder(out, "an export")
-    policy = load_policy(model_folder(source), device="cpu")
+    policy = load_any(model_folder(source), device="cpu")
     _refuse_unmergeable(policy)
     before, quantization = _probe(policy.model), quantization_of(policy.model)
     model, merged = _merged(_with_plain_weights(policy) if quantization else policy)
     with atomic_folder(target) as part:
         model.save_pretrained(part)
         policy.tokenizer.save_pretrained(part)
-        difference = float((_probe(load_policy(part, device="cpu").model) - before).abs().max())
+        difference = float((_probe(load_any(part, device="cpu").model) - before).abs().max())
         if not difference <= _TOLERANCE.get(quantization, 1e-3):  # also when it is not a number
             raise PolicyError(
                 f"the exported model differs from its source by {difference:.2g} nats",
@@ -82,6 +83,16 @@ def export_model(source: str | Path, out: str | Path) -> dict[str, Any]:
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "difference": difference,
     }
+
+
+def load_any(source: str | Path, *, device: Any = None) -> Policy:
+    """A policy or a reward model, as the folder says.
+
+    Raises:
+        PolicyError: it is neither.
+    """
+    load = load_reward_model if is_reward_model(source) else load_policy
+    return load(source, device=device)
 
 
 def _refuse_unmergeable(policy: Policy) -> None:
@@ -135,8 +146,12 @@ def _merged(policy: Policy) -> tuple[Any, bool]:
 
 @torch.no_grad()
 def _probe(model: Any) -> Tensor:
-    """(_PROBE, V) log-probabilities after tokens from all over the vocabulary."""
+    """(_PROBE, V) log-probabilities after tokens from all over the vocabulary, or rewards."""
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.linspace(0, vocabulary - 1, _PROBE).long()[None]
-    logits = model.eval()(input_ids=ids).logits
+    base = base_model(model.eval())
+    if hasattr(base, HEAD):
+        rewards: Tensor = getattr(base, HEAD)(base.get_decoder()(input_ids=ids).last_hidden_state)
+        return rewards[0].float()
+    logits = model(input_ids=ids).logits
     return torch.log_softmax(logits[0].float(), -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ class Policy:
     @property
     def end_of_turn(self) -> frozenset[int]:
         """Ids that end an answer, as the generation config and the tokenizer declare them."""
-        declared = getattr(self.model.generation_config, "eos_token_id", None)
+        source = getattr(self.model, "generation_config", None) or self.model.config
+        declared = getattr(source, "eos_token_id", None)
         ids = declared if isinstance(declared, list) else [declared]
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
@@ -77,6 +79,7 @@ def load_policy(
     """
     source = str(name)
     refuse_no_model(source)
+    _refuse_reward_model(source)
     target = usable_device(device)
     how = quantized.wanted(source, quantize)
     options = quantized.loading_options(how, target) if how else {}
@@ -121,10 +124,41 @@ def _refuse_drawn(source: str, missing: Collection[str]) -> None:
         )
 
 
-def unusable(source: str, error: Exception) -> PolicyError:
+def is_reward_model(source: str | Path) -> bool:
+    """Whether a folder holds a sequence classifier, or an adapter of one; nothing is loaded.
+
+    Of a hub id nothing is asked: False.
+    """
+    adapter = _json(Path(source) / "adapter_config.json")
+    if adapter is not None:
+        return adapter.get("task_type") == "SEQ_CLS"
+    kinds = (_json(Path(source) / "config.json") or {}).get("architectures") or ()
+    return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _refuse_reward_model(source: str) -> None:
+    """Loaded as a policy it would speak with a head that nobody trained."""
+    if is_reward_model(source):
+        raise PolicyError(
+            f"{source} is a reward model: it gives completions a number and cannot speak",
+            field="model",
+            value=source,
+            remedy="give a policy; a reward model judges, as `--judge reward:FOLDER`",
+        )
+
+
+def unusable(source: str, error: Exception, *, kind: str = "causal language model") -> PolicyError:
     """What a library says about a model that it cannot load, in our form."""
     return PolicyError(
-        f"cannot load a causal language model from '{source}': {_first_line(error)}",
+        f"cannot load a {kind} from '{source}': {_first_line(error)}",
         field="model",
         value=source,
         remedy="give an existing folder or a hub id; a folder needs the model's and the "

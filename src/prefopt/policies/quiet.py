@@ -1,7 +1,8 @@
-"""What PEFT warns of while it does the right thing."""
+"""What libraries warn of while they do the right thing."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,18 @@ _HARMLESS = (
     "Failed to load the CUDA extension",
     "Setting boft_n_butterfly_factor to 1",
 )
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Without the report of weights that a folder lacks: a head that is drawn is meant to be."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

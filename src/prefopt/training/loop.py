@@ -281,7 +281,7 @@ def _sent(job: Job, scores: Scores, judgements: Judgements) -> tuple[Scores, Jud
 def _tally(
     job: Job, measured: Sequence[tuple[Scores, Judgements, Tensor, Sequence[str | None]]]
 ) -> Tally:
-    tally = Tally()
+    tally = Tally(job.loss.head)
     for raw, judgements, losses, sources in measured:
         scores = at_rest(raw)
         tally.add(scores, judgements, losses, sources, job.loss.rewards(scores))

@@ -26,7 +26,7 @@ from prefopt.engine.logps import completion_logps
 from prefopt.engine.tokens import Column, TokenGroup
 from prefopt.errors import RecipeError
 from prefopt.policies.export import model_folder
-from prefopt.policies.load import Policy, load_policy
+from prefopt.policies.load import Policy, is_reward_model, load_policy
 from prefopt.records import Comparison, Completion, Group, Prompt
 from prefopt.sampling.generate import sample_tokens, to_texts
 from prefopt.training.loop import Record
@@ -225,15 +225,20 @@ def make_training_reward(choice: Any, *, reference: str, device: Any = None) -> 
         RecipeError, PolicyError: it cannot be made.
     """
     name = choice.reward_model
-    if name is None or not _is_policy(model_folder(name)):
+    if name is None:
         return make_reward(choice, device=device)
+    if not _is_policy(model_folder(name)):
+        found = choice.model_copy(update={"reward_model": model_folder(name)})  # a run has its own
+        return make_reward(found, device=device)
     policy = load_policy(model_folder(name), device=device)
     return ImplicitReward(policy, load_policy(model_folder(reference), device=device))
 
 
 def _is_policy(name: str | Path) -> bool:
-    """Whether a folder holds a causal model, or an adapter, which is always one of those here."""
+    """Whether a folder holds a causal model, or an adapter of one."""
     folder = Path(name)
+    if is_reward_model(folder):
+        return False
     if (folder / "adapter_config.json").exists():
         return True
     if not (folder / "config.json").exists():

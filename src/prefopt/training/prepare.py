@@ -16,13 +16,17 @@ from prefopt.constraints import Constraint, Measure, constrain
 from prefopt.engine.cache import ScoreCache
 from prefopt.engine.logps import FrozenScorer, Precision, Scorer
 from prefopt.engine.memory import keep_freed_memory
+from prefopt.engine.rewards import RewardScorer
 from prefopt.errors import RecipeError
 from prefopt.objectives.loss import Loss, Weighted, weighted_sum
+from prefopt.objectives.objective import Head
+from prefopt.policies.adapters import kind_of
 from prefopt.policies.export import model_folder
 from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
 from prefopt.policies.half import to_bf16
 from prefopt.policies.load import Policy
 from prefopt.policies.reference import load_reference
+from prefopt.policies.reward import check_head, load_reward_model
 from prefopt.policies.switches import has_adapter
 from prefopt.recipe import Recipe, ResolvedRecipe, check_reference
 from prefopt.records import Prompt
@@ -134,7 +138,41 @@ def settle(resolved: ResolvedRecipe) -> tuple[ResolvedRecipe, Weighted]:
             owner=choice.name,
             reason=f"objective '{choice.name}' compares the two models token by token",
         )
+    if loss.head == "reward":
+        _refuse_around_rewards(resolved)
     return resolved.with_objective_options(loss.terms[0].objective.options), loss
+
+
+def _refuse_around_rewards(resolved: ResolvedRecipe) -> None:
+    """What asks for a policy's words, where there will be none."""
+    recipe = resolved.recipe
+    soft = recipe.adapter is not None and kind_of(recipe.adapter.name).soft_prompt
+    for name, value, reason in (
+        ("probe", recipe.probe and recipe.probe.prompts, "it cannot answer the probe's prompts"),
+        ("constraints", bool(recipe.constraints), "nothing that it says could cost anything"),
+        ("adapter", recipe.adapter.name if soft and recipe.adapter else None,
+         "its head is not read behind virtual tokens"),
+        ("quantize", recipe.quantize, "its weights are kept in float32 here"),
+    ):  # fmt: skip
+        if value:
+            raise RecipeError(
+                f"objective '{recipe.objective.name}' trains a reward model: {reason}",
+                field=name,
+                value=value,
+                remedy=f"remove {name}" + (", or use lora" if name == "adapter" else ""),
+            )
+
+
+def load_learner(recipe: Recipe, head: Head) -> Policy:
+    """The model that a recipe names, with the head that its objective trains.
+
+    Raises:
+        PolicyError: it cannot be loaded, or cannot have that head.
+    """
+    name = model_folder(recipe.model)
+    if head == "reward":
+        return load_for(name, recipe, load_reward_model, seed=recipe.seed)
+    return load_for(name, recipe, quantize=recipe.quantize)
 
 
 def make_learner(
@@ -157,6 +195,7 @@ def make_learner(
     Raises:
         RecipeError, PolicyError: what is asked cannot be done with this model or device.
     """
+    check_head(policy, loss.head)
     device = home_of(policy, recipe)
     spread = make_spread(recipe.parallel, device)
     check_sharding(recipe, spread)
@@ -173,7 +212,8 @@ def make_learner(
     mine = whole.needs_reference and reference is None and recipe.reference.own
     own = own_reference(policy, recipe, fingerprint) if mine else None
     spread_out(policy.model, spread, device)
-    scorer = Scorer(policy.model, sharing=recipe.sharing, precision=precision)
+    kind = RewardScorer if loss.head == "reward" else Scorer
+    scorer = kind(policy.model, sharing=recipe.sharing, precision=precision)
     learner = Learner(
         policy=policy,
         recipe=recipe,

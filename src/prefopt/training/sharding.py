@@ -9,6 +9,7 @@ memory ever holds more than one whole copy.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,24 +35,27 @@ META = torch.device("meta")
 _BY_ELEMENT = ("adamw", "rmsprop")
 
 
-def load_for(name: str, recipe: Recipe, **options: Any) -> Policy:
+def load_for(
+    name: str, recipe: Recipe, load_whole: Callable[..., Policy] = load_policy, **options: Any
+) -> Policy:
     """Load a model as its strategy wants it: whole, or where it is going to be sharded, whole
     on the first process and a shape on the others.
 
     Args:
         name: a folder or hub id.
         recipe: of the training.
-        **options: further ones of `load_policy`.
+        load_whole: what loads it whole; a policy by default.
+        **options: further ones of that.
 
     Raises:
         PolicyError: as `load_policy` does, in every process.
     """
     if processes() == 1 or recipe.parallel.strategy == "ddp":
-        return load_policy(name, device=recipe.device, **options)
+        return load_whole(name, device=recipe.device, **options)
     loaded: list[Policy] = []
 
     def load() -> Any:
-        loaded.append(load_policy(name, device="cpu", **options))
+        loaded.append(load_whole(name, device="cpu", **options))
         return shape_alone(loaded[0].model)
 
     shape = by_main(load)

@@ -23,7 +23,6 @@ from typing import Any
 from prefopt import __version__
 from prefopt.constraints import make_constraints
 from prefopt.errors import NonFiniteError, RecipeError, RunError
-from prefopt.policies.export import model_folder
 from prefopt.policies.fingerprint import fingerprint_model
 from prefopt.recipe import ResolvedRecipe
 from prefopt.runs import Run, atomic_folder, hardware, versions
@@ -38,6 +37,7 @@ from prefopt.training.loop import Job, Record, State, fit
 from prefopt.training.manifest import command, engine, now, processes, result_of, who
 from prefopt.training.prepare import (
     Learner,
+    load_learner,
     make_job,
     make_learner,
     score_reference,
@@ -49,7 +49,6 @@ from prefopt.training.probing import (
     make_probe,
     make_reward_of,
 )
-from prefopt.training.sharding import load_for
 from prefopt.training.sources import check_identity, digest, load_sources
 from prefopt.training.track import check_tracker, tracker
 
@@ -120,7 +119,7 @@ def _train(resolved: ResolvedRecipe, display: Display) -> TrainResult:
     check_tracker(recipe.track)
     distributed.check_device(recipe.device)
     display.recipe(resolved)
-    policy = load_for(model_folder(recipe.model), recipe, quantize=recipe.quantize)
+    policy = load_learner(recipe, loss.head)
     constraints = make_constraints(recipe.constraints, device=recipe.device)
     learner = make_learner(policy, recipe, loss, constraints=constraints)
     learner.reward, learner.prompts = make_reward_of(recipe), find_prompts(learner)
