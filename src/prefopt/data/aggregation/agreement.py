@@ -1,4 +1,4 @@
-"""How far those who judged the same things agree: Krippendorff's alpha, and shares of pairs.
+"""How far those who judged the same things agree: shares of pairs, kappa, Krippendorff's alpha.
 
 A judgement is an item, who judged it, and a value, each a whole number; N of them are three
 arrays. A negative annotator is somebody without a name, and each of those is another person.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +48,7 @@ def alpha_interval(
     annotators: ArrayLike,
     values: ArrayLike,
     *,
+    questions: ArrayLike | None = None,
     seed: int = 0,
     samples: int = 1000,
 ) -> tuple[float, float]:
@@ -55,15 +56,20 @@ def alpha_interval(
 
     Draws in which alpha is undefined are left out.
 
+    Args:
+        items, annotators, values: as for `alpha`.
+        questions: (M,) what each item belongs to, by its number: questions are drawn then, with
+            all their items, because items of one question resemble each other.
+        seed, samples: of the draws.
+
     Returns:
         The ends; NaN where alpha is undefined.
     """
-    units = _units(items, annotators, values)
+    units = _units(items, annotators, values, questions)
     if len(units.judged) == 0 or math.isnan(_alphas(units, None)[0]):
         return math.nan, math.nan
     drawn = _alphas(units, _draws(units.multiplicity, seed, samples))
-    low, high = np.quantile(drawn[~np.isnan(drawn)], _LEVELS)
-    return float(low), float(high)
+    return _ends(drawn)
 
 
 # -- shares of pairs -----------------------------------------------------------------------
@@ -76,12 +82,19 @@ class Agreement:
     Attributes:
         agreed: pairs of equal value.
         compared: all pairs.
-        interval: of the share, 95 %, by drawing items; None with one item or none.
+        interval: of the share, 95 %, by drawing items (or questions); None with one or none.
+        kappa: the share beyond chance, (p_o − p_e)/(1 − p_e), with p_e from how often either
+            side of the pairs gives each value: Cohen's 1960 of one kind of judge against
+            another, Fleiss' 1971 within a kind, whose sides are the same. Where items have
+            different numbers of judgements, each pair counts once. None where it is undefined.
+        kappa_interval: 95 %, from the same draws.
     """
 
     agreed: int
     compared: int
     interval: tuple[float, float] | None = None
+    kappa: float | None = None
+    kappa_interval: tuple[float, float] | None = None
 
     @property
     def share(self) -> float | None:
@@ -97,39 +110,57 @@ class Judgements(NamedTuple):
     values: NDArray[np.int64]
 
 
-def within(judges: Judgements, *, seed: int = 0, samples: int = 1000) -> Agreement:
+def within(
+    judges: Judgements,
+    *,
+    questions: ArrayLike | None = None,
+    seed: int = 0,
+    samples: int = 1000,
+) -> Agreement:
     """How often two different people among them agree, over all such pairs on all items.
 
     As MT-Bench counts people against people (Zheng et al. 2023, arXiv:2306.05685, table 5).
+    `questions` is as for `alpha_interval`.
     """
-    _, unit = np.unique(judges.items, return_inverse=True)
-    who = _told_apart(judges.annotators)
-    all_pairs = _pairs(unit, who)
-    agreed = _pairs(_joint(unit, judges.values), who, into=unit)
-    return _agreement(agreed, all_pairs, seed, samples)
+    items, unit = np.unique(judges.items, return_inverse=True)
+    people, person = np.unique(_joint(unit, _told_apart(judges.annotators)), return_inverse=True)
+    owner = np.zeros(len(people), dtype=np.int64)
+    owner[person] = unit
+    kinds = _kinds(judges)
+    all_pairs = _tables(*[_counts(unit, judges.values, len(items), kinds)] * 2)
+    own = _tables(*[_counts(person, judges.values, len(people), kinds)] * 2)
+    np.subtract.at(all_pairs, owner, own)  # nobody is compared with himself
+    return _agreement(items, all_pairs, 2, questions, seed, samples)
 
 
 def between(
-    first: Judgements, second: Judgements, *, seed: int = 0, samples: int = 1000
+    first: Judgements,
+    second: Judgements,
+    *,
+    questions: ArrayLike | None = None,
+    seed: int = 0,
+    samples: int = 1000,
 ) -> Agreement:
     """How often one of these and one of those agree, over all such pairs on all items.
 
-    As MT-Bench counts a judge against people (Zheng et al. 2023, table 5).
+    As MT-Bench counts a judge against people (Zheng et al. 2023, table 5). `questions` is as for
+    `alpha_interval`.
     """
-    both, unit = np.unique(np.concatenate([first.items, second.items]), return_inverse=True)
-    cut = len(first.items)
-    kinds = 1 + max((int(v.max()) for v in (first.values, second.values) if len(v)), default=0)
+    items, unit = np.unique(np.concatenate([first.items, second.items]), return_inverse=True)
+    cut, kinds = len(first.items), max(_kinds(first), _kinds(second))
     here, there = (
-        np.bincount(part * kinds + values, minlength=len(both) * kinds).reshape(-1, kinds)
-        for part, values in ((unit[:cut], first.values), (unit[cut:], second.values))
+        _counts(part, judges.values, len(items), kinds)
+        for part, judges in ((unit[:cut], first), (unit[cut:], second))
     )
-    return _agreement(
-        (here * there).sum(axis=1), here.sum(axis=1) * there.sum(axis=1), seed, samples
-    )
+    return _agreement(items, _tables(here, there), 1, questions, seed, samples)
 
 
 def agreement_table(
-    judges: Mapping[str, Judgements], *, tie: int, seed: int = 0
+    judges: Mapping[str, Judgements],
+    *,
+    tie: int,
+    questions: ArrayLike | None = None,
+    seed: int = 0,
 ) -> list[dict[str, object]]:
     """Every kind of judge against every other and against itself, with and without ties.
 
@@ -137,7 +168,7 @@ def agreement_table(
 
     Returns:
         Rows of `first`, `second` (names), `ties` (whether they count), `agreed`, `compared`,
-        `share`, `interval`; without those that have nothing to compare.
+        `share`, `interval`, `kappa`, `kappa_interval`; without those that have nothing to compare.
     """
     rows: list[dict[str, object]] = []
     names = list(judges)
@@ -146,15 +177,16 @@ def agreement_table(
         for i, first in enumerate(names):
             for second in names[i:]:
                 found = (
-                    within(kept[first], seed=seed)
+                    within(kept[first], questions=questions, seed=seed)
                     if first == second
-                    else between(kept[first], kept[second], seed=seed)
+                    else between(kept[first], kept[second], questions=questions, seed=seed)
                 )
                 if found.compared:
                     rows.append({
                         "first": first, "second": second, "ties": ties, "agreed": found.agreed,
                         "compared": found.compared, "share": found.share,
-                        "interval": found.interval,
+                        "interval": found.interval, "kappa": found.kappa,
+                        "kappa_interval": found.kappa_interval,
                     })  # fmt: skip
     return rows
 
@@ -164,6 +196,8 @@ def agreement_table(
 
 class _Units(NamedTuple):
     """Items that two or more judged, those that look the same counted together.
+
+    All of it is sums over items, so a question is as good as an item.
 
     Attributes:
         multiplicity: (P,) how many items look like this.
@@ -178,21 +212,29 @@ class _Units(NamedTuple):
     counts: NDArray[np.int64]
 
 
-def _units(items: ArrayLike, annotators: ArrayLike, values: ArrayLike) -> _Units:
+def _units(
+    items: ArrayLike, annotators: ArrayLike, values: ArrayLike, questions: ArrayLike | None = None
+) -> _Units:
     item, value = np.asarray(items, dtype=np.int64), np.asarray(values, dtype=np.int64)
     who = _told_apart(np.asarray(annotators, dtype=np.int64))
     if not len(item) == len(value) == len(who):
         raise ValueError("items, annotators and values must have the same length")
-    _, unit = np.unique(item, return_inverse=True)
-    kinds = int(value.max()) + 1 if len(value) else 1
-    size = int(unit.max()) + 1 if len(unit) else 0
-    counts = np.bincount(unit * kinds + value, minlength=size * kinds).reshape(-1, kinds)
+    number, unit = np.unique(item, return_inverse=True)
+    kinds, size = int(value.max()) + 1 if len(value) else 1, len(number)
+    counts = _counts(unit, value, size, kinds)
     people = np.unique(_joint(unit, who), return_index=True)[1]
-    counts = counts[np.bincount(unit[people], minlength=size) >= 2]
-    alike, multiplicity = np.unique(counts, axis=0, return_counts=True)
-    judged = alike.sum(axis=1)
-    apart = (judged**2 - (alike**2).sum(axis=1)) / (judged - 1)
-    return _Units(multiplicity, judged, apart, alike)
+    several = np.bincount(unit[people], minlength=size) >= 2
+    if questions is None:
+        counts, multiplicity = np.unique(counts[several], axis=0, return_counts=True)
+    else:
+        counts, multiplicity = counts[several], np.ones(int(several.sum()), dtype=np.int64)
+    judged = counts.sum(axis=1)
+    apart = (judged**2 - (counts**2).sum(axis=1)) / (judged - 1)
+    if questions is None:
+        return _Units(multiplicity, judged, apart, counts)
+    of = np.unique(np.asarray(questions)[number[several]], return_inverse=True)[1]
+    parts = (_added(of, part) for part in (judged, apart, counts))
+    return _Units(np.ones(int(of.max(initial=-1)) + 1, dtype=np.int64), *parts)
 
 
 def _alphas(units: _Units, draws: NDArray[np.int64] | None) -> NDArray[np.float64]:
@@ -213,33 +255,76 @@ def _draws(multiplicity: NDArray[np.int64], seed: int, samples: int) -> NDArray[
 
 
 def _agreement(
-    agreed: NDArray[np.int64], compared: NDArray[np.int64], seed: int, samples: int
+    items: NDArray[np.int64],
+    tables: NDArray[np.int64],
+    times: int,
+    questions: ArrayLike | None,
+    seed: int,
+    samples: int,
 ) -> Agreement:
-    """From the (U,) numbers of pairs on each item."""
-    size = max(len(agreed), len(compared))
-    table = np.zeros((size, 2), dtype=np.int64)
-    table[: len(agreed), 0], table[: len(compared), 1] = agreed, compared
-    table = table[table[:, 1] > 0]
-    interval = None
-    if len(table) > 1:
-        alike, multiplicity = np.unique(table, axis=0, return_counts=True)
-        sums = _draws(multiplicity, seed, samples) @ alike
-        low, high = np.quantile(sums[:, 0] / sums[:, 1], _LEVELS)
-        interval = float(low), float(high)
-    return Agreement(int(table[:, 0].sum()), int(table[:, 1].sum()), interval)
+    """From the (U, C, C) tables of pairs on each item, each pair in them so many times."""
+    if questions is not None:
+        of = np.unique(np.asarray(questions)[items], return_inverse=True)[1]
+        tables = _added(of, tables)
+    kinds = tables.shape[1]
+    flat = tables.reshape(len(tables), kinds * kinds)
+    flat = flat[flat.sum(axis=1) > 0]
+    whole = flat.sum(axis=0)[None]
+    agreed, compared = (int(part.sum()) // times for part in (_diagonal(whole), whole))
+    if not compared:
+        return Agreement(0, 0)
+    kappa = float(_kappas(whole)[0])
+    known = None if math.isnan(kappa) else kappa
+    if len(flat) < 2:
+        return Agreement(agreed, compared, None, known)
+    alike, multiplicity = np.unique(flat, axis=0, return_counts=True)
+    drawn = _draws(multiplicity, seed, samples) @ alike
+    ends = _ends(_diagonal(drawn).sum(axis=1) / drawn.sum(axis=1))
+    of_kappa = None if known is None else _ends(_kappas(drawn))
+    return Agreement(agreed, compared, ends, known, of_kappa)
 
 
-def _pairs(
-    cell: NDArray[np.int64], who: NDArray[np.int64], into: NDArray[np.int64] | None = None
+def _kappas(tables: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(S,) kappas of (S, C·C) tables; NaN where only one value was ever given."""
+    kinds = math.isqrt(tables.shape[1])
+    total = tables.sum(axis=1).astype(np.float64)
+    square = tables.reshape(-1, kinds, kinds)
+    by_chance = (square.sum(axis=1) * square.sum(axis=2)).sum(axis=1) / total**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (_diagonal(tables).sum(axis=1) / total - by_chance) / (1.0 - by_chance)
+    return np.where(by_chance < 1.0 - 1e-12, found, np.nan)
+
+
+def _diagonal(tables: NDArray[np.int64]) -> NDArray[np.int64]:
+    return tables[:, :: math.isqrt(tables.shape[1]) + 1]
+
+
+def _ends(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(drawn[~np.isnan(drawn)], _LEVELS)
+    return float(low), float(high)
+
+
+def _counts(
+    place: NDArray[np.int64], values: NDArray[np.int64], size: int, kinds: int
 ) -> NDArray[np.int64]:
-    """Unordered pairs of different people within each cell, added up by `into` (or cell)."""
-    target = cell if into is None else into
-    size = int(target.max()) + 1 if len(target) else 0
-    found = np.zeros(size, dtype=np.int64)
-    for key, sign in ((cell, 1), (_joint(cell, who), -1)):
-        _, first, count = np.unique(key, return_index=True, return_counts=True)
-        np.add.at(found, target[first], sign * (count * (count - 1) // 2))
-    return found
+    """(size, C) how often each value was given in each place."""
+    return np.bincount(place * kinds + values, minlength=size * kinds).reshape(size, kinds)
+
+
+def _tables(here: NDArray[np.int64], there: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(U, C, C) pairs of one of these and one of those."""
+    return here[:, :, None] * there[:, None, :]
+
+
+def _kinds(judges: Judgements) -> int:
+    return int(judges.values.max(initial=0)) + 1
+
+
+def _added(place: NDArray[np.int64], parts: NDArray[Any]) -> NDArray[Any]:
+    """The parts of each place, added up."""
+    sums = np.zeros((int(place.max(initial=-1)) + 1, *parts.shape[1:]), dtype=parts.dtype)
+    np.add.at(sums, place, parts)
+    return sums
 
 
 def _told_apart(annotators: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ class Ballots:
 
     Attributes:
         votes: in the order of the rows; questions too.
-        groups: reads the groups again, to write them with comparisons; None where the rows have
+        groups: the groups again, to write them with comparisons; None where the rows have
             no texts. The questions are those of its groups that have votes.
         rows: rows read.
         unreadable: verdicts that are neither side nor a tie; they are no votes.
@@ -33,7 +33,7 @@ class Ballots:
     """
 
     votes: Votes
-    groups: GroupReader | None
+    groups: Iterable[Group] | None
     rows: int
     unreadable: int
     skipped: Counter[str]
@@ -54,7 +54,7 @@ def read_votes(paths: Paths, *, format: str = "auto", on_error: OnError = "raise
         DataError: there are no votes, or a row is wrong.
     """
     files = find_files(paths)
-    if format == "auto" and _begins_without_texts(files):
+    if format == "auto" and begins_without_texts(files[0]):
         ballots = _verdicts(files, on_error)
     else:
         ballots = _groups(files, format, on_error)
@@ -112,9 +112,10 @@ def _groups(files: list[str], format: str, on_error: OnError) -> Ballots:
 # -- verdicts without texts ----------------------------------------------------------------
 
 
-def _begins_without_texts(files: list[str]) -> bool:
+def begins_without_texts(file: str) -> bool:
+    """Whether a file's first row says which model won and nothing of what was said."""
     try:
-        for _, row in stream_rows(files[0]):
+        for _, row in stream_rows(file):
             if isinstance(row, dict):
                 return judged.without_texts(row)
     except DataError:  # whoever reads groups will say so, with the file
