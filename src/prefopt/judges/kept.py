@@ -96,7 +96,7 @@ class Kept:
         """
         canonical = [_canonical(question) for question in questions]
         keys = [_key("compare", one.prompt, one.first, one.second) for one in canonical]
-        self._learn(dict(zip(keys, canonical, strict=True)), _verdicts, progress, len(questions))
+        self._learn(keys, canonical, _verdicts, progress)
         verdicts = []
         for question, one, key in zip(questions, canonical, keys, strict=True):
             verdict = _verdict(self._lines.get(key))
@@ -108,7 +108,7 @@ class Kept:
     ) -> list[float | None]:
         """Scores, from what is kept where that has them; None beyond the budget too."""
         keys = [_key("score", *answer) for answer in answers]
-        self._learn(dict(zip(keys, answers, strict=True)), _scores, progress, len(answers))
+        self._learn(keys, answers, _scores, progress)
         return [(self._lines.get(key) or {}).get("score") for key in keys]
 
     def knows(self, question: Question) -> bool:
@@ -123,31 +123,33 @@ class Kept:
         return self._lines.accounts.get(self.account, 0)
 
     def _learn(
-        self, wanted: Mapping[str, Any], ask: Any, progress: Progress | None, count: int
+        self, keys: Sequence[str], items: Sequence[Any], ask: Any, progress: Progress | None
     ) -> None:
         """Ask what is not known yet, and keep each answer as it comes."""
         self._lines.refresh()
-        if all(self._lines.get(key) is not None for key in wanted):
-            self.known += count
+        if all(self._lines.get(key) is not None for key in keys):
+            self.known += len(keys)
             if progress is not None:
-                progress(count, count)
+                progress(len(keys), len(keys))
             return
         with self._lines.asking():
-            self._ask(wanted, ask, progress, count)
+            self._ask(keys, dict(zip(keys, items, strict=True)), ask, progress)
 
     def _ask(
-        self, wanted: Mapping[str, Any], ask: Any, progress: Progress | None, count: int
+        self, keys: Sequence[str], wanted: Mapping[str, Any], ask: Any, progress: Progress | None
     ) -> None:
         spent = self.spent()
         unknown = [key for key in wanted if self._lines.get(key) is None]
-        self.known += count - len(unknown)
         if self.budget is not None:
             allowed = max(0, self.budget - spent)
-            self.not_asked += len(unknown[allowed:])
+            beyond = set(unknown[allowed:])
             unknown = unknown[:allowed]
-        done = count - len(unknown)
+            self.not_asked += sum(key in beyond for key in keys)
+            self.known -= sum(key in beyond for key in keys)
+        self.known += len(keys) - len(unknown)
+        done = len(keys) - len(unknown)
         if progress is not None:
-            progress(done, count)
+            progress(done, len(keys))
         with closing(ask(self.judge, [wanted[key] for key in unknown])) as coming:
             for lines in coming:
                 self._lines.add(
@@ -157,7 +159,7 @@ class Kept:
                 self.asked += len(lines)
                 done += len(lines)
                 if progress is not None:
-                    progress(done, count)
+                    progress(done, len(keys))
 
 
 def _verdicts(judge: Judge, questions: Sequence[Question]) -> Iterator[list[tuple[int, Line]]]:

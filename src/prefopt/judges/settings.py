@@ -127,6 +127,33 @@ class Server(_Reading):
     timeout: float = Field(default=120.0, gt=0, description="seconds for one reply")
 
 
+class _Rewarding(Strict):
+    """What may be said of a judge by the numbers of a model."""
+
+    temperature: float = Field(
+        default=1.0, gt=0, description="probability σ(difference of rewards / temperature)"
+    )
+    microbatch_tokens: PositiveInt = Field(default=8192, description="tokens computed at once")
+
+
+class Reward(_Rewarding):
+    """Of `reward`: a reward model."""
+
+    model: Place = Field(description="a run's folder, a model folder, an adapter folder, a hub id")
+
+
+class Implicit(_Rewarding):
+    """Of `implicit`: β(log π − log π_ref) of a policy that was trained on preferences."""
+
+    model: Place = Field(description="the policy: a run's folder, a model folder, a hub id")
+    reference: Place | None = Field(
+        default=None, description="what it was trained from; of a run's folder that is known"
+    )
+    beta: float | None = Field(
+        default=None, gt=0, description="rewards per nat; by default the run's, or 0.1"
+    )
+
+
 class SelfReward(Strict):
     """Of `selfreward`: the policy judges its own answers by points, several times."""
 

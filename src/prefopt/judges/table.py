@@ -79,6 +79,20 @@ KINDS: Mapping[str, Kind] = {
         "The known reward of a generated world, as in the demonstration.",
         argument="world",
     ),
+    "reward": Kind(
+        settings.Reward,
+        "prefopt.judges.reward:make_reward",
+        "A reward model: the completion with the higher reward is better.",
+        argument="model",
+        needs="a reward model's folder",
+    ),
+    "implicit": Kind(
+        settings.Implicit,
+        "prefopt.judges.implicit:make_implicit",
+        "The implicit reward of a policy that was trained on preferences.",
+        argument="model",
+        needs="the policy's run or folder",
+    ),
     "lm": Kind(
         settings.Local,
         "prefopt.judges.language:make_local",
