@@ -39,6 +39,7 @@ COMMANDS = (
     ("sweep", "prefopt.cli.sweep:sweep", "Train one recipe at many settings, and choose."),
     ("score", "prefopt.cli.score:score", "Measure how a policy ranks compared completions."),
     ("sample", "prefopt.cli.sample:sample", "Let a policy answer prompts."),
+    ("judge", "prefopt.cli.judge:judge", "Let a judge compare or score completions."),
     ("report", "prefopt.cli.artefacts:report", "Write the page that shows a run."),
     ("export", "prefopt.cli.artefacts:export", "Write a plain model folder, adapters merged."),
 )
