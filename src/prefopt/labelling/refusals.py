@@ -1,9 +1,9 @@
 """What the labelling room refuses, beside the errors that the whole house has.
 
-    AccessError        a link or a session that is not good (any more)
-    LeaseError         an answer to a question that is no longer this annotator's to answer
-    AwayError          the database cannot be reached, or was busy for too long: try again
-    UnknownTaskError   there is no task of that name
+AccessError        a link or a session that is not good (any more)
+LeaseError         an answer to a question that is no longer this annotator's to answer
+AwayError          the database cannot be reached, or was busy for too long: try again
+UnknownTaskError   there is no task of that name
 """
 
 from __future__ import annotations
