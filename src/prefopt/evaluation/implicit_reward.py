@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from prefopt.engine.cache import ScoreCache
-from prefopt.engine.forest import pack
 from prefopt.engine.logps import Scorer, Sharing
+from prefopt.engine.packed import in_order
 from prefopt.engine.tokens import Encoder, OnError, TokenGroup, TooLong
-from prefopt.errors import DataError, PolicyError
+from prefopt.errors import PolicyError
 from prefopt.evaluation.ches import ches_of_tokens
 from prefopt.evaluation.features import Collected
 from prefopt.evaluation.intervals import Interval, clustered_bootstrap
+from prefopt.evaluation.reward_bench import nothing_to_score
 from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
 from prefopt.records import Comparison, Group
 from prefopt.training.references import cache_key
@@ -141,7 +142,7 @@ def score_policy(
         if progress is not None:
             progress(len(rows) if collected is None else len(collected))
     if not rows and not collected:
-        raise _nothing_to_score()
+        raise nothing_to_score()
     return _summary(rows, encoder, seed)
 
 
@@ -159,14 +160,6 @@ def check_same_tokens(policy: Policy, reference: Policy) -> None:
             value=reference.name,
             remedy="give the model that the policy was trained from",
         )
-
-
-def _nothing_to_score() -> DataError:
-    return DataError(
-        "there are no comparisons to score",
-        kind="no_comparisons",
-        remedy="give data in which completions of one prompt are compared",
-    )
 
 
 def _summary(rows: list[dict[str, Any]], encoder: Encoder, seed: int) -> ScoreResult:
@@ -240,16 +233,10 @@ def score_packed(
     """(B,) float64 scores of the groups' completions, in order, whatever the packing."""
     training = scorer.model.training
     scorer.model.eval()
-    parts: dict[int, torch.Tensor] = {}
     try:
-        for positions in pack(groups, microbatch_tokens):
-            chosen = [groups[position] for position in positions]
-            logps = scorer(chosen).double().cpu()
-            counts = [len(group.completions) for group in chosen]
-            parts.update(zip(positions, torch.split(logps, counts), strict=True))
+        return in_order(scorer, groups, microbatch_tokens).double().cpu()
     finally:
         scorer.model.train(training)
-    return torch.cat([parts[position] for position in range(len(groups))])
 
 
 def _rows(
