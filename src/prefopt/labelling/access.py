@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -37,13 +38,13 @@ def issue_link(connection: sa.Connection, annotator: int, hours: float, now: flo
     return token
 
 
-def looking(token: str, now: float) -> sa.Select[tuple[int, int, str, str]]:
+def looking(token: str, now: float) -> sa.Select[int, int, str, str]:
     """`link`, and the annotator's `id`, `name` and `role`, if the link can still be used."""
     used = sa.select(sessions.c.id).where(sessions.c.link == links.c.id)
     return _whose(links.c.expires > now, links.c.digest == digest(token), ~used.exists())
 
 
-def knowing(session: str, now: float) -> sa.Select[tuple[int, int, str, str]]:
+def knowing(session: str, now: float) -> sa.Select[int, int, str, str]:
     """The same, if the session is good."""
     left = sa.select(departures.c.session).where(departures.c.session == sessions.c.id)
     return _whose(
@@ -54,7 +55,7 @@ def knowing(session: str, now: float) -> sa.Select[tuple[int, int, str, str]]:
 
 def _whose(
     *conditions: sa.ColumnElement[bool], opened: bool = False
-) -> sa.Select[tuple[int, int, str, str]]:
+) -> sa.Select[int, int, str, str]:
     void = sa.select(revocations.c.id).where(
         revocations.c.annotator == links.c.annotator, revocations.c.link >= links.c.id
     )
@@ -108,6 +109,6 @@ def revoke(connection: sa.Connection, annotator: int, now: float) -> None:
         connection.execute(revocations.insert().values(annotator=annotator, link=last, at=now))
 
 
-def annotator_of(row: sa.Row[tuple[int, int, str, str]]) -> Annotator:
+def annotator_of(row: sa.Row[Any]) -> Annotator:
     """Whose link or session it is."""
     return Annotator(row.id, row.name, row.role)

@@ -118,7 +118,7 @@ def _live(turn: Turn) -> Shown | None:
     return Shown(row.lease, turn.item(row.item), row.repeat, row.swapped, row.until)
 
 
-def _unanswered(turn: Turn, kind: str) -> sa.Select[tuple[int]]:
+def _unanswered(turn: Turn, kind: str) -> sa.Select[int]:
     """Items of a kind that this annotator has neither answered nor skipped, in order."""
     mine = sa.select(claims.c.item).where(
         claims.c.item == places.c.item,
