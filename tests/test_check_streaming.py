@@ -18,9 +18,9 @@ from prefopt.data.checking.facts import BOLD, LIST, Facts
 from prefopt.data.checking.findings import Place
 from prefopt.data.checking.noting import priorities
 from prefopt.data.checking.streaming import Reading, read
-from prefopt.data.checking.workers import each
 from prefopt.data.formats import GroupReader, read_groups
 from prefopt.errors import DataError, RunError
+from prefopt.workers import each
 
 Row = dict[str, Any]
 

@@ -21,7 +21,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: rooms from the ground up; a room imports its own floor and those below it
 FLOORS = (
-    {"errors", "records", "recipe", "runs"},
+    {"errors", "records", "recipe", "runs", "workers"},
     {"data", "labelling", "objectives", "constraints", "policies"},
     {"engine"},
     {"training", "sampling", "judges"},
@@ -29,7 +29,7 @@ FLOORS = (
     {"rounds", "demo", "sweeps"},
     {"cli", "__main__"},
 )
-TORCH_FREE = {"errors", "records", "recipe", "runs", "data", "labelling"}
+TORCH_FREE = {"errors", "records", "recipe", "runs", "workers", "data", "labelling"}
 HEAVY = {"torch", "transformers", "peft", "accelerate"}
 
 

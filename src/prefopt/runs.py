@@ -31,6 +31,7 @@ from prefopt import __version__
 from prefopt.errors import RunError
 from prefopt.recipe import NOT_LEARNED, ResolvedRecipe, dump, load_recipe
 from prefopt.recipe.text import HEADER
+from prefopt.workers import cores
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -240,11 +241,10 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The machine: system, processor, cores, memory in bytes and, once torch is loaded, devices."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = {
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": cores,
+        "cores": cores(),
     }
     with suppress(ValueError, OSError):
         found["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

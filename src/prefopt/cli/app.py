@@ -22,7 +22,7 @@ from cyclopts.exceptions import (
 )
 
 from prefopt import __version__
-from prefopt.cli.outcome import LAUNCHER, Outcome, UsageError, show, show_error
+from prefopt.cli.outcome import LAUNCHER, Outcome, UsageError, listening, show, show_error
 from prefopt.errors import PrefoptError
 
 #: verb, where it lives, and what it does in one line
@@ -34,12 +34,16 @@ COMMANDS = (
     ("clean", "prefopt.cli.clean:clean", "Leave out the rows of findings that you name."),
     ("aggregate", "prefopt.cli.aggregate:aggregate", "Make comparisons of many people's votes."),
     ("acquire", "prefopt.cli.acquire:acquire", "Choose which comparisons to have labelled next."),
+    ("label", "prefopt.cli.label:label", "Let people compare completions in a browser."),
     ("plan", "prefopt.cli.plan:plan", "Say what a training will need and how long it will take."),
     ("train", "prefopt.cli.train:train", "Train a policy on preferences."),
     ("sweep", "prefopt.cli.sweep:sweep", "Train one recipe at many settings, and choose."),
     ("score", "prefopt.cli.score:score", "Measure how a policy ranks compared completions."),
     ("sample", "prefopt.cli.sample:sample", "Let a policy answer prompts."),
     ("judge", "prefopt.cli.judge:judge", "Let a judge compare or score completions."),
+    ("frontier", "prefopt.cli.frontier:frontier", "Reward against KL where the optimum is known."),
+    ("evaluate", "prefopt.cli.evaluate:evaluate", "Compare policies by their answers."),
+    ("agreement", "prefopt.cli.agreement:agreement", "Measure how far judges and people agree."),
     ("report", "prefopt.cli.artefacts:report", "Write the page that shows a run."),
     ("export", "prefopt.cli.artefacts:export", "Write a plain model folder, adapters merged."),
 )
@@ -108,7 +112,8 @@ def _run(arguments: Sequence[str], *, as_json: bool) -> int:
             app[verb].help = None  # its own page starts with its whole docstring, not one line
         # Whatever a library prints must not mix with the one object on stdout.
         machine = as_json or LAUNCHER in os.environ
-        with _quiet_libraries(), redirect_stdout(sys.stderr) if machine else nullcontext():
+        turned = redirect_stdout(sys.stderr) if machine else nullcontext()
+        with _quiet_libraries(), listening(as_json=as_json), turned:
             outcome: Outcome | None = app.meta(
                 list(arguments),
                 exit_on_error=False,

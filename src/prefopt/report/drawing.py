@@ -26,6 +26,16 @@ INK, MUTED, GRID, PAPER = "#000001", "#000002", "#000003", "#000004"
 MAIN, PREFERRED, DISPREFERRED = "#000005", "#000006", "#000007"
 #: an order of colours, from low to high; the page that uses them sets `--scale-0` and on
 SCALE = tuple(f"#0000{16 + index:02x}" for index in range(6))
+#: matplotlib's markers, and the same as paths for the legend
+MARKERS = ("o", "s", "^", "D", "v", "P")
+SHAPES = (
+    "M9 5A4 4 0 1 1 1 5A4 4 0 1 1 9 5",
+    "M1.5 1.5H8.5V8.5H1.5Z",
+    "M5 .8 9.2 8.8H.8Z",
+    "M5 .3 9.7 5 5 9.7 .3 5Z",
+    "M5 9.2 .8 1.2H9.2Z",
+    "M3.5 1H6.5V3.5H9V6.5H6.5V9H3.5V6.5H1V3.5H3.5Z",
+)
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",

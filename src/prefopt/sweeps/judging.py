@@ -48,7 +48,7 @@ def judge(run: Run, answers: Path, prompts: str | None, device: str | None) -> d
     from prefopt.evaluation.win_rate import by_reward, sampled_kl, win_rate
     from prefopt.policies.export import model_folder
     from prefopt.policies.load import load_policy
-    from prefopt.sampling import to_texts
+    from prefopt.sampling.generate import to_texts
 
     recipe = load_recipe(run.recipe, {} if device is None else {"device": device}).recipe
     asked = _asked(recipe, prompts)
@@ -141,7 +141,7 @@ def _asked(recipe: Recipe, prompts: str | None) -> list[Prompt]:
 
 
 def _sampled(policy: Policy, recipe: Recipe, prompts: Sequence[Prompt]) -> list[TokenGroup]:
-    from prefopt.sampling import sample_tokens
+    from prefopt.sampling.generate import sample_tokens
 
     assert recipe.probe is not None
     return sample_tokens(
@@ -158,7 +158,7 @@ def _kept(
 ) -> list[list[str]]:
     """The reference's answers, sampled once for all runs that have it."""
     from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
-    from prefopt.sampling import to_texts
+    from prefopt.sampling.generate import to_texts
 
     assert recipe.probe is not None
     key = [

@@ -8,13 +8,14 @@ from typing import Any
 
 from prefopt.recipe.text import flow
 from prefopt.report.details import Table
+from prefopt.report.drawing import SHAPES
 from prefopt.report.pages import fill
 from prefopt.report.summary import Tile
 from prefopt.report.words import number
 from prefopt.runs import write_text
 from prefopt.sweeps.choosing import Mean, Standing, best
 from prefopt.sweeps.ledger import Ledger
-from prefopt.sweeps.plots import SHAPES, Levels, Painter
+from prefopt.sweeps.plots import Levels, Painter
 from prefopt.sweeps.points import said, short
 from prefopt.sweeps.trials import Result
 

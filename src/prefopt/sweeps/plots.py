@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.recipe.text import flow
-from prefopt.report.drawing import INK, MAIN, MUTED, PAPER, SCALE, figure_of, style_axes, to_svg
+from prefopt.report.drawing import (
+    INK,
+    MAIN,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SCALE,
+    figure_of,
+    style_axes,
+    to_svg,
+)
 from prefopt.report.words import number
 from prefopt.sweeps.choosing import KL, Standing
 from prefopt.sweeps.points import short
@@ -18,17 +28,6 @@ from prefopt.sweeps.trials import Result, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-#: matplotlib's markers, and the same as paths for the legend
-MARKERS = ("o", "s", "^", "D", "v", "P")
-SHAPES = (
-    "M9 5A4 4 0 1 1 1 5A4 4 0 1 1 9 5",
-    "M1.5 1.5H8.5V8.5H1.5Z",
-    "M5 .8 9.2 8.8H.8Z",
-    "M5 .3 9.7 5 5 9.7 .3 5Z",
-    "M5 9.2 .8 1.2H9.2Z",
-    "M3.5 1H6.5V3.5H9V6.5H6.5V9H3.5V6.5H1V3.5H3.5Z",
-)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from prefopt.workers import cores
+
 #: seconds that an interrupted training gets to save a checkpoint
 GRACE = 60.0
 
@@ -137,11 +139,5 @@ def placed(device: str | None, slots: int) -> tuple[list[str], dict[str, str]]:
         return ["--device", "cuda"], {"CUDA_VISIBLE_DEVICES": chosen}
     variables = {}
     if slots > 1 and "OMP_NUM_THREADS" not in os.environ:
-        variables["OMP_NUM_THREADS"] = str(max(1, _cores() // slots))
+        variables["OMP_NUM_THREADS"] = str(max(1, cores() // slots))
     return (["--device", device] if device else []), variables
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

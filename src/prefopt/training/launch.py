@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from prefopt.workers import cores
+
 #: seconds to finish a step and save, after a signal and before the processes are killed
 _GRACE = 600
 #: what the agent passes on; its handlers stay when it is done, ours are put back
@@ -99,10 +101,9 @@ def _place(failure: Any) -> int:
 @contextmanager
 def _environment(processes: int, relay: str) -> Iterator[None]:
     """What the processes find: who speaks for them, and their part of the processor."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wanted = {"PREFOPT_LAUNCHER": relay}
     if "OMP_NUM_THREADS" not in os.environ:
-        wanted["OMP_NUM_THREADS"] = str(max(1, (cores or 1) // processes))
+        wanted["OMP_NUM_THREADS"] = str(max(1, cores() // processes))
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from prefopt.data.checking.facts import Example, Facts, Texts
 from prefopt.data.checking.findings import Finding, Place
 from prefopt.data.checking.noting import NAMED, SHOWN, Block, Noter, Notes
-from prefopt.data.checking.workers import each
 from prefopt.data.files import Paths, find_files, has_lines, stream_lines, stream_rows
 from prefopt.data.layouts import find_layout, recognise
 from prefopt.data.pairs import Edges
 from prefopt.errors import DataError
+from prefopt.workers import cores, each
 
 SAMPLE = 20_000
 _BLOCK_BYTES, _BLOCK_LINES, _BLOCK_ROWS = 1 << 20, 8192, 512
@@ -161,9 +161,7 @@ def _worthwhile(files: Sequence[str]) -> int:
             size += os.path.getsize(file) * (_PACKED if packed else 1)
     if size < _MANY_BYTES:
         return 1
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(count, _MOST_PROCESSES)
+    return min(cores(), _MOST_PROCESSES)
 
 
 # -- putting notes together ----------------------------------------------------------------

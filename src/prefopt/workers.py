@@ -25,8 +25,15 @@ from prefopt.errors import RunError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_PROGRAM = "from prefopt.data.checking.workers import serve; serve()"
+_PROGRAM = "from prefopt.workers import serve; serve()"
 _ROOT = str(Path(prefopt.__file__).resolve().parent.parent)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def each(work: Callable[[Task], Result], tasks: Iterable[Task], processes: int) -> Iterator[Result]:
@@ -106,7 +113,7 @@ class _Process:
 
 def _died() -> RunError:
     return RunError(
-        "a process that was reading the data has ended",
+        "a process that shared the work has ended",
         remedy="there may be too little memory; run it with fewer processes",
     )
 

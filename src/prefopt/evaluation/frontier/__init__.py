@@ -1,0 +1,1 @@
+"""The controlled experiment: reward against KL in a world where the optimum is known exactly."""
