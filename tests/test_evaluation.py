@@ -232,7 +232,7 @@ def test_kl_is_estimated_without_bias(make_policy: MakePolicy) -> None:
     import torch
 
     from prefopt.evaluation.win_rate import sampled_kl
-    from prefopt.sampling import sample_tokens
+    from prefopt.sampling.generate import sample_tokens
 
     policy, reference = make_policy(seed=1), make_policy(seed=2)
     prompts = ["The film", "How do I"]

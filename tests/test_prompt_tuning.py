@@ -19,7 +19,7 @@ from prefopt.policies.load import Policy, load_policy
 from prefopt.policies.switches import adapter_off, as_it_started, keep_start
 from prefopt.recipe import AdapterChoice, load_recipe
 from prefopt.records import Comparison, Completion, Group
-from prefopt.sampling import sample_tokens
+from prefopt.sampling.generate import sample_tokens
 from prefopt.training.checkpoint import save_model
 from prefopt.training.prepare import settle
 from prefopt.training.trainer import DPOTrainer

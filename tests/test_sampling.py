@@ -10,6 +10,7 @@ import pytest
 
 from prefopt.errors import DataError, RecipeError
 from prefopt.records import Message
+from tests.conftest import ARCHITECTURES
 
 if TYPE_CHECKING:
     from prefopt.policies.load import Policy
@@ -19,12 +20,18 @@ PROMPTS = ["The film", "What a dull, clumsy story; I", "How do I", "Blue is the 
 
 
 def _sample(policy: Policy, prompts: Any, **options: Any) -> list[list[str]]:
-    from prefopt.sampling import sample
+    from prefopt.sampling.generate import sample
 
     return sample(policy, prompts, **{"max_new_tokens": 12, **options})
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral"])
+def _tokens(policy: Policy, prompts: Any, **options: Any) -> Any:
+    from prefopt.sampling.generate import sample_tokens
+
+    return sample_tokens(policy, prompts, **options)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral", "qwen3_next"])
 def test_the_batch_changes_nothing(make_policy: MakePolicy, architecture: str) -> None:
     policy = make_policy(architecture)
     alone = _sample(policy, PROMPTS, n=3, batch_size=1)
@@ -132,7 +139,7 @@ def test_completions_end_at_any_end_of_turn(make_policy: MakePolicy) -> None:
 def test_tokens_are_those_that_were_drawn(make_policy: MakePolicy) -> None:
     """With their end of turn where they have one, and the texts are theirs."""
     from prefopt.engine.tokens import Encoder
-    from prefopt.sampling import sample_tokens, to_texts
+    from prefopt.sampling.generate import sample_tokens, to_texts
 
     policy = make_policy(initializer_range=0.02)
     policy.model.generation_config.eos_token_id = list(range(300, 384))
@@ -169,6 +176,145 @@ def test_an_adapter_is_part_of_the_policy(make_policy: MakePolicy) -> None:
     assert adapted.get_base_model().generation_config is config
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_is_the_librarys_own(make_policy: MakePolicy, architecture: str) -> None:
+    """Prompts of several lengths at once, against `generate` of each alone."""
+    import torch
+
+    from prefopt.engine.tokens import Encoder
+    from prefopt.sampling.generate import draw
+
+    policy = make_policy(architecture)
+    encoder = Encoder(policy.tokenizer)
+    drawn = draw(policy, PROMPTS, temperature=0.0, max_new_tokens=20, batch_size=4)
+    for prompt, samples in zip(PROMPTS, drawn, strict=True):
+        ids = torch.from_numpy(encoder.prompt_ids(prompt)).long()[None]
+        whole = policy.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+        )
+        assert samples[0].ids.tolist() == whole[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_both_generations_draw_the_same(
+    make_policy: MakePolicy, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt.sampling import continuous
+
+    policy = make_policy(architecture)
+    assert continuous.serves(policy.model, 64)
+    own = _sample(policy, PROMPTS, n=4, batch_size=6, max_new_tokens=30, top_p=0.9)
+    monkeypatch.setattr(continuous, "serves", lambda *_: False)
+    assert _sample(policy, PROMPTS, n=4, batch_size=6, max_new_tokens=30, top_p=0.9) == own
+
+
+def test_a_prompt_is_read_once_for_its_samples(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt.sampling import continuous
+
+    policy = make_policy(initializer_range=0.02)
+    policy.model.generation_config.eos_token_id = list(range(4, 100))  # lengths differ
+    assert continuous.serves(policy.model, 64)
+    shapes: list[tuple[int, int]] = []
+    forward = continuous._Reader._forward
+
+    def noted(self: Any, **inputs: Any) -> Any:
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(continuous._Reader, "_forward", noted)
+    groups = _tokens(policy, PROMPTS, n=8, max_new_tokens=40, batch_size=16)
+    prompts = [rows for rows, columns in shapes if columns > 1]
+    assert sum(prompts) < 2 * len(PROMPTS)  # of 40 samples; one is cut in two by the batch
+    steps = [rows for rows, columns in shapes if columns == 1]
+    drawn = sum(len(ids) for group in groups for ids in group.completions)
+    # Rows that have ended are soon replaced: most of what is computed is drawn.
+    assert drawn > 0.75 * sum(steps)
+    assert max(steps) == 16
+
+
+def test_a_cache_that_is_not_understood_is_not_used(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose padding is seen, as if it ignored the mask, goes to the library."""
+    import torch
+
+    from prefopt.sampling import continuous
+
+    assert not continuous.serves(make_policy("qwen3_next").model, 32)  # no keys to keep
+    policy, twin = make_policy(seed=1), make_policy(seed=1)
+    assert continuous.serves(policy.model, 32)
+    before = _sample(policy, PROMPTS, n=2)
+    forward = continuous._Reader._forward
+
+    def blind(self: Any, **inputs: Any) -> Any:
+        mask = torch.ones_like(inputs["attention_mask"])
+        return forward(self, **{**inputs, "attention_mask": mask})
+
+    monkeypatch.setattr(continuous._Reader, "_forward", blind)
+    assert _sample(policy, PROMPTS, n=2) != before  # it was trusted before
+    assert not continuous.serves(twin.model, 32)
+    assert _sample(twin, PROMPTS, n=2) == before
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_next"])
+def test_texts_that_end_a_completion(make_policy: MakePolicy, architecture: str) -> None:
+    """It is what comes before the first of them in the sample that goes on."""
+    from prefopt.sampling.generate import draw, to_texts
+    from prefopt.sampling.generate import sample as texts_of
+
+    policy = make_policy(architecture, initializer_range=0.05)
+    options: dict[str, Any] = {"n": 4, "max_new_tokens": 40, "seed": 3}
+    whole = texts_of(policy, PROMPTS, **options)
+    stop = ("e", "st", " a")
+    drawn = draw(policy, PROMPTS, stop=stop, batch_size=3, **options)
+    stopped = texts_of(policy, PROMPTS, stop=stop, **options)
+    full = [text for row in whole for text in row]
+    assert sum(any(part in text for part in stop) for text in full) > 5
+    assert not any(part in text for row in stopped for text in row for part in stop)
+    for text, cut, sample in zip(
+        full, (t for row in stopped for t in row), (s for row in drawn for s in row), strict=True
+    ):
+        places = [text.find(part) for part in stop if part in text]
+        assert cut == (text[: min(places)] if places else text)
+        assert sample.stopped == bool(places)
+    assert to_texts(policy, _tokens(policy, PROMPTS, **options)) == whole
+
+
+def test_log_probabilities_are_the_policys_own(make_policy: MakePolicy) -> None:
+    """Whatever the temperature they were drawn at, end of turn included."""
+    from prefopt.engine.logps import Scorer
+    from prefopt.engine.tokens import Encoder, TokenGroup
+    from prefopt.sampling.generate import draw
+
+    policy = make_policy(initializer_range=0.05)
+    policy.model.generation_config.eos_token_id = list(range(100, 200))
+    drawn = draw(policy, PROMPTS, n=3, temperature=0.7, top_k=50, max_new_tokens=12)
+    encoder = Encoder(policy.tokenizer)
+    groups = [
+        TokenGroup(encoder.prompt_ids(prompt), tuple(sample.ids for sample in samples))
+        for prompt, samples in zip(PROMPTS, drawn, strict=True)
+    ]
+    expected = Scorer(policy.model)(groups).tolist()
+    logps = [sample.logp for samples in drawn for sample in samples]
+    assert logps == pytest.approx(expected, abs=1e-4)
+
+
+def test_prompts_are_handed_over_when_they_have_all_their_samples(
+    make_policy: MakePolicy,
+) -> None:
+    from prefopt.sampling.generate import draw
+
+    done: dict[int, Any] = {}
+    drawn = draw(
+        make_policy(), PROMPTS, n=3, batch_size=4, max_new_tokens=6, on_done=done.__setitem__
+    )
+    assert sorted(done) == list(range(len(PROMPTS)))
+    for position, samples in done.items():
+        assert [s.ids.tolist() for s in samples] == [s.ids.tolist() for s in drawn[position]]
+
+
 def test_training_mode_is_put_back(make_policy: MakePolicy) -> None:
     policy = make_policy()
     policy.model.train()
@@ -187,7 +333,7 @@ def test_conversations_are_prompts_too(make_policy: MakePolicy) -> None:
 def test_progress_counts_completions(make_policy: MakePolicy) -> None:
     seen: list[tuple[int, int]] = []
     _sample(make_policy(), PROMPTS, n=2, batch_size=4, progress=lambda *done: seen.append(done))
-    assert seen == [(4, 10), (8, 10), (10, 10)]
+    assert seen == [(done, 10) for done in range(1, 11)]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +347,7 @@ def test_progress_counts_completions(make_policy: MakePolicy) -> None:
         ({"top_p": 1.5}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"batch_size": 0}, "batch_size"),
+        ({"stop": ["a", ""]}, "stop"),
         ({"temperature": 0.0, "n": 2}, "temperature"),
         ({"temperature": 0.0, "top_k": 5}, "temperature"),
     ],

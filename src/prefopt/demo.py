@@ -285,7 +285,7 @@ class Demo:
         self, policy: Policy, prompts: list[str], n: int, seed: int
     ) -> tuple[list[TokenGroup], list[list[str]]]:
         """n answers to every prompt, none longer than the scale allows, as tokens and as text."""
-        from prefopt.sampling import sample_tokens, to_texts
+        from prefopt.sampling.generate import sample_tokens, to_texts
         from prefopt.training.display import Display
 
         batches = math.ceil(n * len(prompts) / _BATCH)

@@ -1,5 +1,1 @@
-"""Text out of a policy."""
-
-from prefopt.sampling.generate import sample, sample_tokens, to_texts
-
-__all__ = ["sample", "sample_tokens", "to_texts"]
+"""Text out of a policy, local or behind a server."""

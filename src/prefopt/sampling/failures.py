@@ -127,7 +127,7 @@ def _said(error: BaseException, secret: str | None) -> str:
         text = "no answer in time"
     elif type(error).__name__ == "APIConnectionError":
         text = f"no connection ({error.__cause__})"
-    line = " ".join(str(text or error or type(error).__name__).split())
+    line = " ".join(str(text or error).split()) or type(error).__name__
     if secret:
         line = line.replace(secret, "…")
     return f"{status}: {line[:300]}" if status is not None else line[:300]

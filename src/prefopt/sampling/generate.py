@@ -1,44 +1,46 @@
 """Completions sampled from a policy: batched, seeded, and independent of the batching.
 
-Shapes: R rows = prompts × samples, V vocabulary. Prompts are tokenised by the same encoder
-as in training. Each row owns a stream of uniform numbers, one a step, drawn from (seed,
-prompt, index of the sample); a token is where that number falls in the cumulated
-distribution. So a sample depends on nothing else: not on `batch_size`, not on which other
-prompts are asked, not on the order (up to ties within floating-point error of the logits).
+Prompts are tokenised by the same encoder as in training. A sample depends on the policy, its
+prompt, its number and the seed (`drawing`): not on `batch_size`, not on which other prompts are
+asked, not on the order (up to ties within floating-point error of the logits).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from prefopt.engine.soft_prompts import soft_prompt
 from prefopt.engine.tokens import Encoder, Ids, TokenGroup
 from prefopt.errors import DataError, RecipeError
-from prefopt.policies.computing import computing
-from prefopt.policies.load import base_model
 from prefopt.records import Prompt, prompt_key
+from prefopt.sampling import continuous, library
+from prefopt.sampling.continuous import Row, Rules
+from prefopt.sampling.drawing import uniforms, warpers
 
 if TYPE_CHECKING:
     from prefopt.policies.load import Policy
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One sample as the policy said it.
+
+    Attributes:
+        ids: its tokens, with its end of turn, unless it was cut or a text of `stop` ended it.
+        logp: log π of all of them in nats, under the policy itself (temperature 1, all tokens);
+            None where the library generated.
+        stopped: whether a text of `stop` ended it.
+    """
+
+    ids: Ids
+    logp: float | None
+    stopped: bool
 
 
 def sample(
@@ -51,6 +53,7 @@ def sample(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    stop: Sequence[str] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> list[list[str]]:
@@ -70,8 +73,9 @@ def sample(
         top_p: keep the most probable tokens that hold this much probability; 1 keeps all.
         top_k: keep this many tokens; 0 keeps all.
         seed: another seed, other samples.
+        stop: texts that end a completion, and are not part of it.
         batch_size: completions generated at once; does not change the result.
-        progress: called with (completions done, completions in all) after each batch.
+        progress: called with (completions done, completions in all) after each completion.
 
     Returns:
         For each prompt its n texts, without special tokens and end of turn.
@@ -80,7 +84,7 @@ def sample(
         RecipeError: a setting is out of range or would have no effect.
         DataError: a prompt has no tokens, or leaves no room for `max_new_tokens`.
     """
-    groups = sample_tokens(
+    drawn = draw(
         policy,
         prompts,
         n=n,
@@ -89,10 +93,11 @@ def sample(
         top_p=top_p,
         top_k=top_k,
         seed=seed,
+        stop=stop,
         batch_size=batch_size,
         progress=progress,
     )
-    return to_texts(policy, groups)
+    return [[text_of(policy, sample.ids, stop) for sample in samples] for samples in drawn]
 
 
 def sample_tokens(
@@ -113,73 +118,142 @@ def sample_tokens(
     A text may be encoded in several ways, and only the sampled one has the probability it
     was sampled with. A completion ends with its end of turn, unless it was cut.
     """
-    _check_settings(n, max_new_tokens, temperature, top_p, top_k, batch_size)
+    drawn = draw(
+        policy,
+        prompts,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    ids = encode_prompts(policy, prompts, max_new_tokens)
+    return [
+        TokenGroup(prompt, tuple(sample.ids for sample in samples))
+        for prompt, samples in zip(ids, drawn, strict=True)
+    ]
+
+
+def draw(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    on_done: Callable[[int, list[Drawn]], None] | None = None,
+) -> list[list[Drawn]]:
+    """The samples of every prompt; the arguments are those of `sample`, and
+
+    Args:
+        stop: texts that end a completion.
+        on_done: called with (position of a prompt, its samples) as soon as it has all.
+    """
+    check_settings(n, max_new_tokens, temperature, top_p, top_k, batch_size, stop)
     ids = encode_prompts(policy, prompts, max_new_tokens)
     seen: Counter[bytes] = Counter()
-    rows: list[tuple[int, NDArray[np.float64]]] = []  # position of the prompt, its uniforms
+    rows: list[list[Row]] = []
     for position, prompt in enumerate(prompts):
         key = prompt_key(prompt)
-        for _ in range(n):
-            rows.append((position, _uniforms(seed, key, seen[key], max_new_tokens)))
-            seen[key] += 1
-    warpers = _warpers(temperature, top_p, top_k)
-    completions: dict[int, Ids] = {}
+        numbers = [uniforms(seed, key, seen[key] + i, max_new_tokens) for i in range(n)]
+        rows.append([Row(position, own if temperature else None) for own in numbers])
+        seen[key] += n
+    rules = Rules(
+        warpers(temperature, top_p, top_k), policy.end_of_turn, _stops(policy, stop), max_new_tokens
+    )
     # Longest first: rows of a batch have similar lengths, and lack of memory shows at once.
-    order = sorted(range(len(rows)), key=lambda row: -len(ids[rows[row][0]]))
-    with _own_settings(policy, max_new_tokens):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [ids[rows[row][0]] for row in chosen]
-            noise = np.stack([rows[row][1] for row in chosen])
-            new = _generate(policy, batch, noise if temperature else None, warpers)
-            completions.update(zip(chosen, _ended(new, policy.end_of_turn), strict=True))
+    order = sorted(range(len(rows)), key=lambda position: -len(ids[position]))
+    begun = [row for position in order for row in rows[position]]
+    model: Any = policy.model
+    training = model.training
+    model.eval()
+    try:
+        if rows and continuous.serves(model, len(ids[order[0]]) + max_new_tokens):
+            coming = continuous.generate(model, ids, begun, rules, batch_size)
+        else:
+            coming = library.generate(policy, ids, begun, rules, batch_size)
+        open_rows = dict.fromkeys(range(len(rows)), n)
+        for done, row in enumerate(coming, start=1):
             if progress is not None:
-                progress(min(start + batch_size, len(order)), len(order))
-    return [
-        TokenGroup(prompt, tuple(completions[position * n + i] for i in range(n)))
-        for position, prompt in enumerate(ids)
-    ]
+                progress(done, len(begun))
+            open_rows[row.prompt] -= 1
+            if open_rows[row.prompt] == 0 and on_done is not None:
+                on_done(row.prompt, [_drawn(own) for own in rows[row.prompt]])
+    finally:
+        model.train(training)
+    return [[_drawn(row) for row in own] for own in rows]
+
+
+def _drawn(row: Row) -> Drawn:
+    logp = float(np.sum(row.logps)) if row.logps else None
+    return Drawn(np.array(row.tokens, dtype=np.int32), logp, row.stopped)
+
+
+def _stops(policy: Policy, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
+    """Whether the text of some last tokens holds one of these."""
+    if not stop:
+        return None
+    # A token is at least a byte of text, so this many hold the longest of them, and a character
+    # that was begun before.
+    window = max(len(text.encode("utf-8", "surrogatepass")) for text in stop) + 4
+
+    def stopped(tokens: Sequence[int]) -> bool:
+        tail = _decoded(policy, tokens[-window:])
+        return any(text in tail for text in stop)
+
+    return stopped
+
+
+def _decoded(policy: Policy, ids: Sequence[int] | Ids) -> str:
+    decoded = policy.tokenizer.decode(
+        [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return str(decoded)
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first of these that is in it.
+
+    >>> before_stop("one. two! three.", ["!", "."])
+    'one'
+    """
+    return text[: min((text.index(part) for part in stop if part in text), default=len(text))]
 
 
 def to_texts(policy: Policy, groups: Sequence[TokenGroup]) -> list[list[str]]:
     """Sampled tokens as text, without special tokens and end of turn."""
-
-    def text(ids: Ids) -> str:
-        body = ids[:-1] if int(ids[-1]) in policy.end_of_turn else ids
-        decoded = policy.tokenizer.decode(
-            body.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(decoded)
-
-    return [[text(ids) for ids in group.completions] for group in groups]
+    return [[text_of(policy, ids) for ids in group.completions] for group in groups]
 
 
-class InverseTransform(LogitsProcessor):
-    """Turns greedy decoding into sampling: keeps the token that a given number falls on.
-
-    Args:
-        uniforms: (R, steps) float64 in [0, 1).
-        width: tokens of the padded prompts, where step 0 is.
-    """
-
-    def __init__(self, uniforms: Tensor, width: int) -> None:
-        self.uniforms = uniforms
-        self.width = width
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(R, V) logits to (R, V) with 0 at the drawn token and −∞ elsewhere."""
-        # Apple's GPUs have no float64, and a float32 sum over V tokens shifts probabilities.
-        logits = scores.cpu() if scores.device.type == "mps" else scores
-        cumulated = logits.double().softmax(-1).cumsum(-1)
-        numbers = self.uniforms[:, input_ids.shape[1] - self.width, None].to(cumulated.device)
-        tokens = torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True)
-        tokens = tokens.clamp(max=scores.shape[-1] - 1).to(scores.device)
-        return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)
+def text_of(policy: Policy, ids: Ids, stop: Sequence[str] = ()) -> str:
+    """A completion as text, without special tokens and end of turn, up to a text of `stop`."""
+    text = _decoded(policy, ids[:-1] if int(ids[-1]) in policy.end_of_turn else ids)
+    return before_stop(text, stop)
 
 
-def _check_settings(
-    n: int, max_new_tokens: int, temperature: float, top_p: float, top_k: int, batch_size: int
+def check_settings(
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    batch_size: int,
+    stop: Sequence[str],
 ) -> None:
+    """Refuse settings that are out of range, or that would have no effect.
+
+    Raises:
+        RecipeError: with the setting.
+    """
     limits = (
         ("n", n, n >= 1, "at least 1"),
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
@@ -187,6 +261,7 @@ def _check_settings(
         ("top_p", top_p, 0.0 < top_p <= 1.0, "more than 0 and at most 1"),
         ("top_k", top_k, top_k >= 0, "0 (all tokens) or more"),
         ("batch_size", batch_size, batch_size >= 1, "at least 1"),
+        ("stop", list(stop), all(stop), "texts of one character or more"),
     )
     for name, value, holds, rule in limits:
         if not holds:
@@ -231,103 +306,3 @@ def encode_prompts(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: in
             )
         encoded.append(ids)
     return encoded
-
-
-def _uniforms(seed: int, key: bytes, index: int, steps: int) -> NDArray[np.float64]:
-    """(steps,) numbers in [0, 1) that belong to one sample of one prompt."""
-    digest = hashlib.blake2b(f"{seed}:{index}:".encode() + key, digest_size=16).digest()
-    bits = np.random.Philox(key=int.from_bytes(digest, "little"))
-    return np.random.Generator(bits).random(steps)
-
-
-def _warpers(temperature: float, top_p: float, top_k: int) -> list[LogitsProcessor]:
-    """What reshapes the distribution before a token is drawn, in the usual order."""
-    warpers: list[LogitsProcessor] = []
-    if temperature not in (0.0, 1.0):
-        warpers.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k > 0:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p < 1.0:
-        warpers.append(TopPLogitsWarper(top_p))
-    return warpers
-
-
-@torch.no_grad()
-def _generate(
-    policy: Policy,
-    prompts: Sequence[Ids],
-    uniforms: NDArray[np.float64] | None,
-    warpers: Sequence[LogitsProcessor],
-) -> Tensor:
-    """(R, new) token ids that follow the prompts; filled with pads after an end of turn."""
-    width = max(len(ids) for ids in prompts)
-    tokens = np.zeros((len(prompts), width), dtype=np.int64)
-    mask = np.zeros_like(tokens)
-    for row, ids in enumerate(prompts):
-        tokens[row, width - len(ids) :] = ids
-        mask[row, width - len(ids) :] = 1
-    model: Any = policy.model
-    rows, real = (
-        torch.from_numpy(tokens).to(policy.device),
-        torch.from_numpy(mask).to(policy.device),
-    )
-
-    def continued() -> Tensor:
-        # PEFT's own `generate` of a soft prompt is wrong for rows that are padded on the left.
-        prompt = soft_prompt(model)
-        speaker, inputs, start = model, {"input_ids": rows, "attention_mask": real}, width
-        if prompt is not None:
-            speaker, (inputs, start) = base_model(model), prompt.to_continue(rows, real)
-        processors = LogitsProcessorList(warpers)
-        if uniforms is not None:
-            numbers = torch.from_numpy(uniforms).to(_real(policy))
-            processors.append(InverseTransform(numbers, start))
-        whole: Tensor = speaker.generate(**inputs, logits_processor=processors)
-        return whole[:, start:].cpu()
-
-    return computing(model, continued)
-
-
-def _real(policy: Policy) -> torch.device:
-    """Where float64 lives: with the model, unless that is a device without it."""
-    return torch.device("cpu") if policy.device.type == "mps" else policy.device
-
-
-@contextmanager
-def _own_settings(policy: Policy, max_new_tokens: int) -> Iterator[None]:
-    """Eval mode and a generation config of our own, both put back afterwards.
-
-    `generate` fills what a config leaves open from the model's own, so passing one is not
-    enough: it has to take its place, in the base of an adapter as well.
-    """
-    model: Any = policy.model
-    ends = sorted(policy.end_of_turn)
-    pad = policy.tokenizer.pad_token_id
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=ends,
-        bos_token_id=policy.tokenizer.bos_token_id,
-        pad_token_id=ends[0] if pad is None else pad,
-        use_cache=True,
-    )
-    base = base_model(model)
-    before = base.generation_config
-    training = model.training
-    model.eval()
-    try:
-        for holder in {id(base): base, id(model): model}.values():
-            holder.generation_config = config
-        yield
-    finally:
-        for holder in {id(base): base, id(model): model}.values():
-            holder.generation_config = before
-        model.train(training)
-
-
-def _ended(tokens: Tensor, ends: frozenset[int]) -> list[Ids]:
-    """Rows of new tokens, each up to and including its first end of turn."""
-    rows = tokens.numpy().astype(np.int32)
-    ending = np.isin(rows, list(ends))
-    first = np.where(ending.any(axis=1), ending.argmax(axis=1), rows.shape[1] - 1)
-    return [row[: stop + 1] for row, stop in zip(rows, first, strict=True)]
