@@ -122,7 +122,8 @@ def evaluate(
     check_target(verdicts, ".jsonl", read=[*answers, *(against or ())], option="--verdicts")
     how = {"n": n, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     asking = {"cache": cache, "budget": budget, "device": device}
-    read = partial(_given, answers, prompts)
+    unused = {"--prompts": prompts, "--cache": cache, "--budget": budget}
+    read = partial(_given, answers, unused)
     if judge is not None:
         read = partial(_judged, answers, judge, baseline, prompts, how, asking)
     result = _measured(read, baseline, by or (), against, verdicts, out, seed)
@@ -160,17 +161,16 @@ def _write_page(result: dict[str, Any], matches: Sequence[Match], out: str) -> N
     write(result, matches, out)
 
 
-def _given(
-    files: Sequence[str], prompts: Sequence[str] | None
-) -> tuple[list[Match], dict[str, Any]]:
+def _given(files: Sequence[str], unused: dict[str, Any]) -> tuple[list[Match], dict[str, Any]]:
     """Matches that have their verdicts already."""
     from prefopt.evaluation.matches import answers_of, read_matches
 
-    if prompts:
-        raise UsageError(
-            "there is nothing to ask, because there is no judge", field="--prompts",
-            remedy="give --judge, or leave out --prompts",
-        )  # fmt: skip
+    for option, value in unused.items():
+        if value is not None:
+            raise UsageError(
+                "has no effect without a judge", field=option, value=value,
+                remedy="give --judge, or leave it out",
+            )  # fmt: skip
     matches = read_matches(list(files))
     return matches, {"judge": None, "policies": answers_of(matches), "unmatched": 0}
 

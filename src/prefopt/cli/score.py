@@ -1,4 +1,4 @@
-"""`prefopt score`: does a policy rank completions as the comparisons do?"""
+"""`prefopt score`: does a policy, or a judge, rank completions as the comparisons do?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.validators import Number
 
+from prefopt.cli.agreement import Cache
 from prefopt.cli.options import (
     Device,
     MaxLength,
@@ -18,11 +19,47 @@ from prefopt.cli.options import (
     check_target,
     described,
 )
-from prefopt.cli.outcome import Outcome, counting, counts, interval, percent, table
+from prefopt.cli.outcome import Outcome, UsageError, counting, counts, interval, percent, table
 
 if TYPE_CHECKING:
     from prefopt.evaluation.features import Collected
 
+Reference = Annotated[
+    str | None,
+    described("What the policy was trained from; needed with a policy.", metavar="MODEL"),
+]
+Data = Annotated[
+    list[str],
+    described(
+        "Files or folders with comparisons, best ones that were not trained on.",
+        consume_multiple=True,
+        metavar="PATH",
+    ),
+]
+Spec = Annotated[
+    str | None,
+    described(
+        "Measure this judge instead of a policy: reward:FOLDER, longest, lm:FOLDER, server:URL, "
+        "or a YAML file.",
+        metavar="SPEC",
+    ),
+]
+By = Annotated[
+    str | None,
+    described("Column with the subset of each row, such as subset; `source` too.",
+              metavar="COLUMN"),
+]  # fmt: skip
+Rows = Annotated[
+    str | None,
+    described("Write one JSON row for each comparison to this .jsonl.", metavar="FILE"),
+]
+Beta = Annotated[
+    float,
+    described(
+        "Rewards per nat: scales the margin and leaves the accuracy alone.",
+        validator=Number(gt=0),
+    ),
+]
 Ches = Annotated[
     bool,
     described(
@@ -40,29 +77,16 @@ Features = Annotated[
 
 
 def score(
-    policy: Model,
+    policy: Model | None = None,
     /,
     *,
-    reference: Annotated[str, described("What the policy was trained from.", metavar="MODEL")],
-    data: Annotated[
-        list[str],
-        described(
-            "Files or folders with comparisons, best ones that were not trained on.",
-            consume_multiple=True,
-            metavar="PATH",
-        ),
-    ],
-    out: Annotated[
-        str | None,
-        described("Write one JSON row for each comparison to this .jsonl.", metavar="FILE"),
-    ] = None,
-    beta: Annotated[
-        float,
-        described(
-            "Rewards per nat: scales the margin and leaves the accuracy alone.",
-            validator=Number(gt=0),
-        ),
-    ] = 0.1,
+    data: Data,
+    reference: Reference = None,
+    judge: Spec = None,
+    by: By = None,
+    cache: Cache = None,
+    out: Rows = None,
+    beta: Beta = 0.1,
     max_length: MaxLength = None,
     too_long: TooLong = "error",
     on_error: OnError = "raise",
@@ -72,32 +96,74 @@ def score(
     ches: Ches = False,
     features: Features = None,
 ) -> Outcome:
-    """Measure how a policy ranks compared completions.
+    """Measure how a policy, or a judge, ranks compared completions.
 
     The implicit reward of a completion is beta times the log-probability that the policy
     gives it beyond the reference. No text is generated: this measures ranking, not writing.
-    The interval is a bootstrap over prompts.
+    In `accuracy` equal rewards are half right, and its interval is a bootstrap over prompts.
+    `strict` is RewardBench's way: right only if strictly greater; the mean over subsets is what
+    its tables show. What length alone would score stands beside both.
 
     `prefopt score runs/first --reference base/ --data heldout.jsonl`
 
-    With `--json`: `comparisons`, `accuracy`, `accuracy_interval`, `margin`,
-    `length_baseline`, `prompts`, `skipped`, `cut`, `rows`, with `--ches` `highest_ches`, and with
-    `--features` `features` and `completions`.
+    `prefopt score --judge reward:runs/rm --data rewardbench.jsonl --by subset`
+
+    With `--json`: `comparisons`, `accuracy`, `accuracy_interval`, `margin`, `length_baseline`,
+    `prompts`, `strict` (`accuracy`, `longest`), `equal`, `ties`, `skipped`, `cut`, `rows`; with
+    `--by` `subsets`, `subset_mean`, `subset_mean_longest`; with `--ches` `highest_ches`; with
+    `--features` `features` and `completions`; with `--judge` `judge`, `how`, `unreadable`, and
+    no `margin` and `cut`.
     """
     check_target(out, ".jsonl", read=data)
     check_target(features, ".npz", read=data, option="--features")
+    _check(policy, reference, judge, cache, {
+        "--ches": ches, "--features": features, "--max-length": max_length,
+        "--beta": beta != 0.1 and beta, "--too-long": too_long != "error" and too_long,
+        "--microbatch-tokens": microbatch_tokens != 8192 and microbatch_tokens,
+    })  # fmt: skip
     settings = {"beta": beta, "microbatch_tokens": microbatch_tokens, "max_length": max_length,
                 "too_long": too_long, "on_error": on_error, "seed": seed, "ches": ches}  # fmt: skip
-    document = _measure(policy, reference, data, device, out, features, settings)
+    if judge is not None:
+        document = _measure_judge(judge, data, device, out, by, cache, settings)
+    else:
+        sides = str(policy), str(reference)
+        document = _measure(sides, data, device, out, by, features, settings)
     return Outcome(document, _shown(document))
 
 
+def _check(
+    policy: str | None,
+    reference: str | None,
+    judge: str | None,
+    cache: str | None,
+    of_policies: dict[str, Any],
+) -> None:
+    """Refuse what does not go together."""
+    if (policy is None) == (judge is None):
+        raise UsageError(
+            "either a policy or a judge is measured", field="POLICY",
+            remedy="give a policy with --reference, or --judge SPEC",
+        )  # fmt: skip
+    if policy is not None and reference is None:
+        raise UsageError(
+            "is missing", field="--reference", remedy="name the model it was trained from"
+        )
+    if policy is not None and cache is not None:
+        raise UsageError("has no effect without --judge", field="--cache", value=cache,
+                         remedy="leave it out; scores of references are cached anyway")  # fmt: skip
+    given = {"--reference": reference, **of_policies} if judge is not None else {}
+    for option, value in given.items():
+        if value:
+            raise UsageError("has no effect with a judge", field=option, value=value,
+                             remedy="leave it out")  # fmt: skip
+
+
 def _measure(
-    policy: str,
-    reference: str,
+    sides: tuple[str, str],
     data: list[str],
     device: str | None,
     out: str | None,
+    by: str | None,
     features: str | None,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -105,23 +171,52 @@ def _measure(
     from prefopt.data.formats import read_groups
     from prefopt.evaluation.features import Collected
     from prefopt.evaluation.implicit_reward import score_policy
+    from prefopt.evaluation.reward_bench import Columns, strict
     from prefopt.policies.export import model_folder
     from prefopt.policies.load import load_policy
 
     groups = read_groups(data, on_error=settings["on_error"])
-    judged = load_policy(model_folder(policy), device=device)
-    base = load_policy(model_folder(reference), device=device)
+    judged, base = (load_policy(model_folder(side), device=device) for side in sides)
     settings["collected"] = collected = None if features is None else Collected()
+    columns = Columns(groups, by or "")
     with counting("scoring", "comparisons" if collected is None else "completions") as progress:
-        result = score_policy(judged, base, groups, progress=progress, **settings)
-    document = {**result.to_dict(), "rows": out}
+        result = score_policy(judged, base, columns, progress=progress, **settings)
+    subsets = None if by is None else [columns.of(row) for row in result.rows]
+    document = {**result.to_dict(), **strict(result.rows, subsets), "rows": out}
     document["skipped"] = dict(groups.skipped + Counter(document["skipped"]))
     if out is not None:
         _write_rows(out, result.rows)
     if features is not None and collected is not None:
         document |= {"features": features, "completions": len(collected)}
-        _write_features(features, collected, policy, reference, settings["beta"])
+        _write_features(features, collected, *sides, settings["beta"])
     return document
+
+
+def _measure_judge(
+    spec: str,
+    data: list[str],
+    device: str | None,
+    out: str | None,
+    by: str | None,
+    cache: str | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Ask the judge about every comparison."""
+    from prefopt.data.formats import read_groups
+    from prefopt.evaluation.asking import Asker
+    from prefopt.evaluation.reward_bench import judge_rows, strict, subset_of, summary
+
+    groups = read_groups(data, on_error=settings["on_error"])
+    asker = Asker.of(spec, cache=cache, device=device)
+    with counting("judging", "completions") as progress:
+        rows, asked, how = judge_rows(asker.judge, groups, progress)
+    subsets = None if by is None else [subset_of(group, by) for group in asked]
+    if out is not None:
+        _write_rows(out, rows)
+    return {
+        "judge": asker.about(), "how": how, **summary(rows, seed=settings["seed"]),
+        **strict(rows, subsets), "skipped": dict(groups.skipped), "rows": out,
+    }  # fmt: skip
 
 
 def _write_rows(out: str, rows: list[dict[str, Any]]) -> None:
@@ -140,25 +235,59 @@ def _write_features(
 
 
 def _shown(result: dict[str, Any]) -> list[Any]:
-    rows = {
-        "comparisons": f"{result['comparisons']} on {result['prompts']} prompts",
-        "mean margin": f"{result['margin']:+.4f}",
-        "longer one is better": percent(result["length_baseline"]),
-    }
+    if not result["comparisons"]:
+        unread = result.get("unreadable")
+        said = "No verdict could be read" if unread else "Nothing is compared in the data"
+        return [f"{said}, so no ranking was measured.", table(_left(result))]
+    rows = {"comparisons": f"{result['comparisons']} on {result['prompts']} prompts"}
+    if "margin" in result:
+        rows["mean margin"] = f"{result['margin']:+.4f}"
+    rows["longer one is better"] = percent(result["length_baseline"])
+    if result["strict"]:
+        found = {name: percent(result["strict"][name]["value"]) for name in ("accuracy", "longest")}
+        rows["strictly greater"] = (
+            f"{found['accuracy']}, {result['equal']} equal ones wrong (length {found['longest']})"
+        )
+    if result.get("subset_mean") is not None:
+        rows["mean of subsets"] = (
+            f"{percent(result['subset_mean'])} (length {percent(result['subset_mean_longest'])})"
+        )
     sentence = (
         f"Ranks {percent(result['accuracy'])} of the comparisons rightly "
         f"({interval(result['accuracy_interval'])})."
     )
-    if not result["comparisons"]:
-        rows, sentence = {}, "Nothing is compared in the data, so no ranking was measured."
-    rows |= {"left out": counts(result["skipped"]), "cut": counts(result["cut"])}
+    parts: list[Any] = [sentence, table(rows | _left(result))]
+    return [*parts, _subsets(result["subsets"])] if result.get("subsets") else parts
+
+
+def _left(result: dict[str, Any]) -> dict[str, str]:
+    """What was left out, and what was written."""
+    rows = {"left out": counts(result["skipped"])}
+    if "cut" in result:
+        rows["cut"] = counts(result["cut"])
+    if result.get("unreadable"):
+        rows["unreadable"] = f"{result['unreadable']} comparisons, in no number above"
     if similar := result.get("highest_ches"):
         rows["highest CHES"] = "\n".join(map(_similar, similar))
     if result["rows"]:
         rows["rows"] = result["rows"]
     if "features" in result:
         rows["features"] = f"{result['features']}, of {result['completions']:,} completions"
-    return [sentence, table(rows)]
+    return rows
+
+
+def _subsets(rows: list[dict[str, Any]]) -> Any:
+    from prefopt.cli.agreement import grid_of
+
+    grid = grid_of("subset", "comparisons", "strictly greater", "95 %", "length alone")
+    for row in rows:
+        ends = row["accuracy"]["interval"]
+        spread = "" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+        grid.add_row(
+            row["subset"], f"{row['comparisons']:,}", percent(row["accuracy"]["value"]), spread,
+            percent(row["longest"]["value"]),
+        )  # fmt: skip
+    return grid
 
 
 def _similar(row: dict[str, Any]) -> str:
