@@ -10,9 +10,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from prefopt.errors import PrefoptError
 from prefopt.runs import write_text
@@ -33,19 +33,56 @@ class Outcome:
         result: the object that `--json` prints.
         shown: what people see instead: sentences and tables.
         exit_code: 0, or 1 for a command that was asked to fail on what it found.
+        said: it was announced while the command ran, and there is nothing more to say.
     """
 
     result: Mapping[str, Any]
     shown: Sequence[RenderableType]
     exit_code: int = 0
+    said: bool = False
 
 
 class UsageError(PrefoptError, ValueError):
     """The command line itself is wrong: an unknown command or option, or a missing value."""
 
 
+#: where results go, and whether as JSON, whatever is done with what libraries print
+_listener: tuple[TextIO, bool] | None = None
+
+
+@contextmanager
+def listening(*, as_json: bool) -> Iterator[None]:
+    """Results go to stdout as it is now, also those that a command announces while it runs."""
+    global _listener
+    before, _listener = _listener, (sys.stdout, as_json)
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+def announcer() -> Callable[[Outcome], None]:
+    """What shows a result at once, for a command that goes on running, such as a server."""
+    stream, as_json = _listener or (sys.stdout, False)
+
+    def announce(outcome: Outcome) -> None:
+        with redirect_stdout(stream):
+            show(outcome, as_json=as_json)
+        stream.flush()
+
+    return announce
+
+
+def watched() -> bool:
+    """Whether somebody is looking at the results: on a terminal, and not as JSON."""
+    stream, as_json = _listener or (sys.stdout, False)
+    return stream.isatty() and not as_json
+
+
 def show(outcome: Outcome, *, as_json: bool) -> None:
     """Print a result."""
+    if outcome.said:
+        return
     if LAUNCHER in os.environ:
         _relay({"result": outcome.result})
         return
