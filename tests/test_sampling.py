@@ -31,6 +31,13 @@ def _tokens(policy: Policy, prompts: Any, **options: Any) -> Any:
     return sample_tokens(policy, prompts, **options)
 
 
+def _draw(policy: Policy, *, batch_size: int = 32, on_done: Any = None, **settings: Any) -> Any:
+    from prefopt.sampling.generate import draw
+    from prefopt.sampling.settings import Settings
+
+    return draw(policy, PROMPTS, Settings(**settings), batch_size=batch_size, on_done=on_done)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral", "qwen3_next"])
 def test_the_batch_changes_nothing(make_policy: MakePolicy, architecture: str) -> None:
     policy = make_policy(architecture)
@@ -182,11 +189,10 @@ def test_greedy_is_the_librarys_own(make_policy: MakePolicy, architecture: str) 
     import torch
 
     from prefopt.engine.tokens import Encoder
-    from prefopt.sampling.generate import draw
 
     policy = make_policy(architecture)
     encoder = Encoder(policy.tokenizer)
-    drawn = draw(policy, PROMPTS, temperature=0.0, max_new_tokens=20, batch_size=4)
+    drawn = _draw(policy, temperature=0.0, max_new_tokens=20, batch_size=4)
     for prompt, samples in zip(PROMPTS, drawn, strict=True):
         ids = torch.from_numpy(encoder.prompt_ids(prompt)).long()[None]
         whole = policy.model.generate(
@@ -261,14 +267,14 @@ def test_a_cache_that_is_not_understood_is_not_used(
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_next"])
 def test_texts_that_end_a_completion(make_policy: MakePolicy, architecture: str) -> None:
     """It is what comes before the first of them in the sample that goes on."""
-    from prefopt.sampling.generate import draw, to_texts
     from prefopt.sampling.generate import sample as texts_of
+    from prefopt.sampling.generate import to_texts
 
     policy = make_policy(architecture, initializer_range=0.05)
     options: dict[str, Any] = {"n": 4, "max_new_tokens": 40, "seed": 3}
     whole = texts_of(policy, PROMPTS, **options)
     stop = ("e", "st", " a")
-    drawn = draw(policy, PROMPTS, stop=stop, batch_size=3, **options)
+    drawn = _draw(policy, stop=stop, batch_size=3, **options)
     stopped = texts_of(policy, PROMPTS, stop=stop, **options)
     full = [text for row in whole for text in row]
     assert sum(any(part in text for part in stop) for text in full) > 5
@@ -286,11 +292,10 @@ def test_log_probabilities_are_the_policys_own(make_policy: MakePolicy) -> None:
     """Whatever the temperature they were drawn at, end of turn included."""
     from prefopt.engine.logps import Scorer
     from prefopt.engine.tokens import Encoder, TokenGroup
-    from prefopt.sampling.generate import draw
 
     policy = make_policy(initializer_range=0.05)
     policy.model.generation_config.eos_token_id = list(range(100, 200))
-    drawn = draw(policy, PROMPTS, n=3, temperature=0.7, top_k=50, max_new_tokens=12)
+    drawn = _draw(policy, n=3, temperature=0.7, top_k=50, max_new_tokens=12)
     encoder = Encoder(policy.tokenizer)
     groups = [
         TokenGroup(encoder.prompt_ids(prompt), tuple(sample.ids for sample in samples))
@@ -304,12 +309,9 @@ def test_log_probabilities_are_the_policys_own(make_policy: MakePolicy) -> None:
 def test_prompts_are_handed_over_when_they_have_all_their_samples(
     make_policy: MakePolicy,
 ) -> None:
-    from prefopt.sampling.generate import draw
 
     done: dict[int, Any] = {}
-    drawn = draw(
-        make_policy(), PROMPTS, n=3, batch_size=4, max_new_tokens=6, on_done=done.__setitem__
-    )
+    drawn = _draw(make_policy(), n=3, batch_size=4, max_new_tokens=6, on_done=done.__setitem__)
     assert sorted(done) == list(range(len(PROMPTS)))
     for position, samples in done.items():
         assert [s.ids.tolist() for s in samples] == [s.ids.tolist() for s in drawn[position]]

@@ -20,6 +20,7 @@ from prefopt.records import Prompt, prompt_key
 from prefopt.sampling import continuous, library
 from prefopt.sampling.continuous import Row, Rules
 from prefopt.sampling.drawing import uniforms, warpers
+from prefopt.sampling.settings import Settings
 
 if TYPE_CHECKING:
     from prefopt.policies.load import Policy
@@ -84,19 +85,8 @@ def sample(
         RecipeError: a setting is out of range or would have no effect.
         DataError: a prompt has no tokens, or leaves no room for `max_new_tokens`.
     """
-    drawn = draw(
-        policy,
-        prompts,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        stop=stop,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    settings = Settings(n, max_new_tokens, temperature, top_p, top_k, seed, tuple(stop))
+    drawn = draw(policy, prompts, settings, batch_size=batch_size, progress=progress)
     return [[text_of(policy, sample.ids, stop) for sample in samples] for samples in drawn]
 
 
@@ -118,18 +108,8 @@ def sample_tokens(
     A text may be encoded in several ways, and only the sampled one has the probability it
     was sampled with. A completion ends with its end of turn, unless it was cut.
     """
-    drawn = draw(
-        policy,
-        prompts,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    settings = Settings(n, max_new_tokens, temperature, top_p, top_k, seed)
+    drawn = draw(policy, prompts, settings, batch_size=batch_size, progress=progress)
     ids = encode_prompts(policy, prompts, max_new_tokens)
     return [
         TokenGroup(prompt, tuple(sample.ids for sample in samples))
@@ -140,35 +120,35 @@ def sample_tokens(
 def draw(
     policy: Policy,
     prompts: Sequence[Prompt],
+    settings: Settings,
     *,
-    n: int = 1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int = 0,
-    stop: Sequence[str] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
     on_done: Callable[[int, list[Drawn]], None] | None = None,
 ) -> list[list[Drawn]]:
-    """The samples of every prompt; the arguments are those of `sample`, and
+    """The samples of every prompt, with what is known of them.
 
     Args:
-        stop: texts that end a completion.
+        policy, prompts, batch_size, progress: as in `sample`.
+        settings: how many, and how they are drawn.
         on_done: called with (position of a prompt, its samples) as soon as it has all.
     """
-    check_settings(n, max_new_tokens, temperature, top_p, top_k, batch_size, stop)
+    if batch_size < 1:
+        raise RecipeError("batch_size must be at least 1", field="batch_size", value=batch_size)
+    n, max_new_tokens = settings.n, settings.max_new_tokens
     ids = encode_prompts(policy, prompts, max_new_tokens)
     seen: Counter[bytes] = Counter()
     rows: list[list[Row]] = []
     for position, prompt in enumerate(prompts):
         key = prompt_key(prompt)
-        numbers = [uniforms(seed, key, seen[key] + i, max_new_tokens) for i in range(n)]
-        rows.append([Row(position, own if temperature else None) for own in numbers])
+        numbers = [uniforms(settings.seed, key, seen[key] + i, max_new_tokens) for i in range(n)]
+        rows.append([Row(position, own if settings.temperature else None) for own in numbers])
         seen[key] += n
     rules = Rules(
-        warpers(temperature, top_p, top_k), policy.end_of_turn, _stops(policy, stop), max_new_tokens
+        warpers(settings.temperature, settings.top_p, settings.top_k),
+        policy.end_of_turn,
+        _stops(policy, settings.stop),
+        max_new_tokens,
     )
     # Longest first: rows of a batch have similar lengths, and lack of memory shows at once.
     order = sorted(range(len(rows)), key=lambda position: -len(ids[position]))
@@ -238,42 +218,6 @@ def text_of(policy: Policy, ids: Ids, stop: Sequence[str] = ()) -> str:
     """A completion as text, without special tokens and end of turn, up to a text of `stop`."""
     text = _decoded(policy, ids[:-1] if int(ids[-1]) in policy.end_of_turn else ids)
     return before_stop(text, stop)
-
-
-def check_settings(
-    n: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    batch_size: int,
-    stop: Sequence[str],
-) -> None:
-    """Refuse settings that are out of range, or that would have no effect.
-
-    Raises:
-        RecipeError: with the setting.
-    """
-    limits = (
-        ("n", n, n >= 1, "at least 1"),
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, 0.0 <= temperature < float("inf"), "0 or more"),
-        ("top_p", top_p, 0.0 < top_p <= 1.0, "more than 0 and at most 1"),
-        ("top_k", top_k, top_k >= 0, "0 (all tokens) or more"),
-        ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-        ("stop", list(stop), all(stop), "texts of one character or more"),
-    )
-    for name, value, holds, rule in limits:
-        if not holds:
-            raise RecipeError(f"{name} must be {rule}", field=name, value=value)
-    if temperature == 0.0 and (n > 1 or top_p < 1.0 or top_k > 0):
-        raise RecipeError(
-            "at temperature 0 the most probable token is taken every time, so n, top_p and "
-            "top_k have no effect",
-            field="temperature",
-            value=temperature,
-            remedy="leave out n, top_p and top_k, or use a temperature above 0",
-        )
 
 
 def encode_prompts(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Ids]:
