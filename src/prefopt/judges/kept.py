@@ -78,11 +78,9 @@ class Kept:
         identity = json.dumps(dict(judge.identity()), sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         self._lines = _Lines(Path(folder) / f"{digest}.jsonl")
-        about = Path(folder) / f"{digest}.json"
+        self._about = Path(folder) / f"{digest}.json"
         with explained(Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)
-        if not about.exists():
-            write_text(about, json.dumps(dict(judge.identity()), indent=2) + "\n")
 
     def identity(self) -> Mapping[str, Any]:
         return self.judge.identity()
@@ -133,6 +131,8 @@ class Kept:
                 progress(len(keys), len(keys))
             return
         with self._lines.asking():
+            if not self._about.exists():
+                write_text(self._about, json.dumps(dict(self.identity()), indent=2) + "\n")
             self._ask(keys, dict(zip(keys, items, strict=True)), ask, progress)
 
     def _ask(
@@ -259,7 +259,7 @@ class _Lines:
     def add(self, lines: Iterable[Line]) -> None:
         """Write lines; they are on disk when this returns."""
         raw = b"".join(map(_written, lines))
-        with explained(self._path), _locked(self._path) as handle:
+        with _locked(self._path) as handle, explained(self._path):
             # A process that was killed while it wrote has left a line without an end.
             if handle.seek(0, os.SEEK_END) and not _ends_a_line(handle.fileno()):
                 raw = b"\n" + raw
@@ -271,8 +271,7 @@ class _Lines:
     @contextmanager
     def asking(self) -> Iterator[None]:
         """Hold the right to ask, which one process has at a time; a killed one gives it up."""
-        path = self._path.with_suffix(".lock")
-        with explained(path), _locked(path):
+        with _locked(self._path.with_suffix(".lock")):
             yield
 
     def _take(self, raw: bytes) -> None:
@@ -289,7 +288,10 @@ class _Lines:
 def _locked(path: Path) -> Iterator[Any]:
     import fcntl
 
-    with open(path, "ab+") as handle:
+    # Not around what the block does: its errors are its own.
+    with explained(path):
+        handle = open(path, "ab+")  # noqa: SIM115 (held until the end)
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed
         yield handle
 

@@ -345,9 +345,9 @@ def make_local(chosen: settings.Local, context: Context) -> Judge:
         RecipeError: the rubric or the settings are wrong.
         PolicyError: the model cannot be loaded.
     """
-    rubric = load_rubric(chosen.rubric)
+    rubric, reading = load_rubric(chosen.rubric), _reading(chosen, context)
     speaker = local_speaker(chosen.model, device=context.device, batch_size=chosen.batch_size)
-    return LanguageJudge(speaker, rubric, **_reading(chosen, context))
+    return LanguageJudge(speaker, rubric, **reading)
 
 
 def make_server(chosen: settings.Server, context: Context) -> Judge:
@@ -357,7 +357,7 @@ def make_server(chosen: settings.Server, context: Context) -> Judge:
         RecipeError: the rubric, the URL or the settings are wrong.
         MissingExtraError: the package openai is not installed.
     """
-    rubric = load_rubric(chosen.rubric)
+    rubric, reading = load_rubric(chosen.rubric), _reading(chosen, context)
     speaker = served_speaker(
         chosen.url,
         chosen.model,
@@ -365,7 +365,7 @@ def make_server(chosen: settings.Server, context: Context) -> Judge:
         concurrency=chosen.concurrency,
         timeout=chosen.timeout,
     )
-    return LanguageJudge(speaker, rubric, **_reading(chosen, context))
+    return LanguageJudge(speaker, rubric, **reading)
 
 
 #: settings of replies that are written

@@ -23,6 +23,12 @@ def _beside(value: str, info: ValidationInfo) -> str:
     return str(found) if value.startswith(".") or found.exists() else value
 
 
+def _database_beside(value: str, info: ValidationInfo) -> str:
+    """The same of a database that is a file, whether it is there yet or not."""
+    folder: Path | None = (info.context or {}).get("folder")
+    return value if folder is None or "://" in value else str(folder / value)
+
+
 def _rule_beside(value: str, info: ValidationInfo) -> str:
     """The same of `path/to/file.py:function`."""
     place, colon, name = value.rpartition(":")
@@ -154,6 +160,17 @@ class Implicit(_Rewarding):
     )
 
 
+class Constitution(Strict):
+    """Of `constitution`: every principle of a file decides, weighted."""
+
+    file: Place = Field(description="YAML file of principles")
+    judge: Spec | None = Field(
+        default=None,
+        description="the language model that reads principles without a judge of their own",
+        json_schema_extra={"allowed": "lm:FOLDER, server:URL, or a mapping with kind"},
+    )
+
+
 class SelfReward(Strict):
     """Of `selfreward`: the policy judges its own answers by points, several times."""
 
@@ -213,7 +230,9 @@ class Recursive(Strict):
 class People(Strict):
     """Of `people`: a labelling task is opened, and the verdicts are its votes."""
 
-    database: Text = Field(description="of the labelling room: a file or a URL")
+    database: Annotated[Text, AfterValidator(_database_beside)] = Field(
+        description="of the labelling room: a file or a URL"
+    )
     task: Text = Field(description="name of the task; letters, digits, - and _")
     overlap: PositiveInt = Field(default=1, description="people wanted for each question")
     guidelines: Place | None = Field(default=None, description="Markdown file shown to them")
