@@ -19,7 +19,7 @@ def attempt(
 
     What is kept of `who` (an address, say) is a digest, and no longer than it is needed.
     """
-    digest = hashlib.blake2b(who.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    digest = _digest(who)
     # Two attempts of one address at the same time must not both be the last that is allowed.
     database.lock(connection, -1 - int.from_bytes(digest[:3], "big"), shared=False)
     connection.execute(
@@ -30,12 +30,21 @@ def attempt(
             )
         )
     )
-    count = connection.scalar(
-        sa.select(sa.func.count())
-        .select_from(attempts)
-        .where(attempts.c.who == digest, attempts.c.at > now - window)
-    )
+    count = connection.scalar(recent(who, window, now))
     if (count or 0) >= limit:
         return False
     connection.execute(attempts.insert().values(who=digest, at=now))
     return True
+
+
+def recent(who: str, window: float, now: float) -> sa.Select[int]:
+    """How many attempts there were in the last `window` seconds; nothing is counted."""
+    return (
+        sa.select(sa.func.count())
+        .select_from(attempts)
+        .where(attempts.c.who == _digest(who), attempts.c.at > now - window)
+    )
+
+
+def _digest(who: str) -> bytes:
+    return hashlib.blake2b(who.encode("utf-8", "surrogatepass"), digest_size=16).digest()

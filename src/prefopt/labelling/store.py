@@ -224,6 +224,11 @@ class Store:
             )
         )
 
+    def exhausted(self, who: str, *, limit: int, window: float) -> bool:
+        """Whether the next attempt would be one too many; this one is not counted."""
+        (row,) = self.database.read(attempts.recent(who, window, self.clock()))
+        return int(row[0]) >= limit
+
     # -- annotating ------------------------------------------------------------------------
 
     def next(self, task: str, annotator: int) -> Shown | None:

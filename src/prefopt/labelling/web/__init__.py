@@ -1,0 +1,1 @@
+"""The web app of the labelling room: pages that work without JavaScript, and JSON."""
