@@ -25,6 +25,43 @@ LONGEST_COMMENT = 2000
 _LONGEST_KEY = 200
 
 
+_task, _annotator, _item = (sa.bindparam(f"of_{name}") for name in ("task", "annotator", "item"))
+_earlier = events.alias("earlier")
+#: the question of a lease, and the event that this very request has led to before
+_GIVEN = (
+    sa.select(
+        events.c.item, events.c.repeat, places.c.kind, places.c.filled, places.c.votes,
+        *(_earlier.c[name].label(f"earlier_{name}") for name in
+          ("id", "kind", "item", "repeat", "payload")),
+    )
+    .join(places, places.c.item == events.c.item)
+    .outerjoin(_earlier, sa.and_(
+        _earlier.c.annotator == _annotator, _earlier.c.task == _task,
+        _earlier.c.key == sa.bindparam("of_key"),
+    ))
+    .where(
+        events.c.id == sa.bindparam("lease"), events.c.kind == "lease",
+        events.c.task == _task, events.c.annotator == _annotator,
+    )
+    .with_for_update(of=places)
+)  # fmt: skip
+_BEFORE = sa.select(events).where(
+    events.c.annotator == _annotator, events.c.task == _task, events.c.key == sa.bindparam("of_key")
+)
+_one = sa.and_(
+    claims.c.item == _item, claims.c.annotator == _annotator,
+    claims.c.repeat == sa.bindparam("of_repeat"),
+)  # fmt: skip
+_CLAIM = sa.select(claims).where(_one)
+_SETTLE = claims.update().where(_one)
+_LAST = (
+    sa.select(claims)
+    .where(claims.c.task == _task, claims.c.annotator == _annotator, claims.c.place.is_not(None))
+    .order_by(claims.c.place.desc())
+    .limit(1)
+)
+
+
 def check_key(key: str) -> None:
     """Refuse what cannot be the key of a request.
 
@@ -81,26 +118,20 @@ def record_answer(turn: Turn, lease: int, key: str, answer: Answer) -> Recorded:
         LeaseError: it is not this annotator's to answer (any more), or the key was used for
             something else.
     """
-    asked = turn.connection.execute(
-        sa.select(events.c.item, events.c.repeat, places.c.kind, places.c.filled, places.c.votes)
-        .join(places, places.c.item == events.c.item)
-        .where(
-            events.c.id == lease, events.c.kind == "lease",
-            events.c.task == turn.number, events.c.annotator == turn.annotator,
-        )
-        .with_for_update(of=places)
-    ).one_or_none()  # fmt: skip
+    known = {"of_task": turn.number, "of_annotator": turn.annotator}
+    asked = turn.connection.execute(_GIVEN, {**known, "lease": lease, "of_key": key}).one_or_none()
     if asked is None:
         raise _lost("this question was not given to you")
     claim = _claim(turn, asked.item, asked.repeat)
     payload = payload_of(answer, swapped=claim.swapped)
-    before = _earlier(turn, key)
-    if before is not None:
-        kind = "skip" if answer.pressed == "skip" else "vote"
-        same = (before.kind, before.item, before.repeat) == (kind, asked.item, asked.repeat)
-        if not same or not _alike(payload, payload_from_text(before.payload)):
+    kind = "skip" if answer.pressed == "skip" else "vote"
+    if asked.earlier_id is not None:
+        same = (kind, asked.item, asked.repeat) == (
+            asked.earlier_kind, asked.earlier_item, asked.earlier_repeat,
+        )  # fmt: skip
+        if not same or not _alike(payload, payload_from_text(asked.earlier_payload)):
             raise _lost("this request was used for another answer")
-        return Recorded(before.id, repeated=True)
+        return Recorded(asked.earlier_id, repeated=True)
     if claim.state != "leased":
         raise _lost("you have answered this question already")
 
@@ -109,9 +140,7 @@ def record_answer(turn: Turn, lease: int, key: str, answer: Answer) -> Recorded:
     voted = slotted and answer.pressed != "skip"
     if voted and not held and not _free(turn, asked.item, asked.filled):
         raise _lost("your time for this question was over, and somebody else has it now")
-    event = turn.record(
-        "skip" if answer.pressed == "skip" else "vote", asked.item, asked.repeat, payload, key
-    )
+    event = turn.record(kind, asked.item, asked.repeat, payload, key)
     _settle(turn, claim, event, payload, answer)
     turn.move(asked.item, filled=int(voted) - int(held), votes=int(voted))
     turn.count(
@@ -132,19 +161,11 @@ def take_back(turn: Turn, key: str) -> Shown | None:
     Raises:
         LeaseError: the key was used for an answer.
     """
-    before = _earlier(turn, key)
+    known = {"of_task": turn.number, "of_annotator": turn.annotator}
+    before = turn.connection.execute(_BEFORE, {**known, "of_key": key}).one_or_none()
     if before is not None:
         return _taken_back(turn, before)
-    last = turn.connection.execute(
-        sa.select(claims)
-        .where(
-            claims.c.task == turn.number,
-            claims.c.annotator == turn.annotator,
-            claims.c.place.is_not(None),
-        )
-        .order_by(claims.c.place.desc())
-        .limit(1)
-    ).one_or_none()
+    last = turn.connection.execute(_LAST, known).one_or_none()
     if last is None:
         return None
     place = turn.connection.execute(
@@ -181,25 +202,9 @@ def _taken_back(turn: Turn, undo: Any) -> Shown | None:
     )  # fmt: skip
 
 
-def _earlier(turn: Turn, key: str) -> Any:
-    """The event that this annotator's request of this key has led to."""
-    return turn.connection.execute(
-        sa.select(events).where(
-            events.c.annotator == turn.annotator,
-            events.c.task == turn.number,
-            events.c.key == key,
-        )
-    ).one_or_none()
-
-
 def _claim(turn: Turn, item: int, repeat: int) -> Any:
-    return turn.connection.execute(
-        sa.select(claims).where(
-            claims.c.item == item,
-            claims.c.annotator == turn.annotator,
-            claims.c.repeat == repeat,
-        )
-    ).one()
+    known = {"of_item": item, "of_annotator": turn.annotator, "of_repeat": repeat}
+    return turn.connection.execute(_CLAIM, known).one()
 
 
 def _free(turn: Turn, item: int, filled: int) -> bool:
@@ -213,21 +218,14 @@ def _free(turn: Turn, item: int, filled: int) -> bool:
 
 def _settle(turn: Turn, claim: Any, event: int, payload: Mapping[str, Any], answer: Answer) -> None:
     turn.connection.execute(
-        claims.update()
-        .where(
-            claims.c.item == claim.item,
-            claims.c.annotator == claim.annotator,
-            claims.c.repeat == claim.repeat,
-        )
-        .values(
-            state="skipped" if answer.pressed == "skip" else "voted",
-            event=event,
-            answered=turn.now,
-            place=turn.answered,
-            payload=dumped(payload),
-            holds_until=None,
-        )
-    )
+        _SETTLE,
+        {
+            "of_item": claim.item, "of_annotator": claim.annotator, "of_repeat": claim.repeat,
+            "state": "skipped" if answer.pressed == "skip" else "voted",
+            "event": event, "answered": turn.now, "place": turn.answered,
+            "payload": dumped(payload), "holds_until": None,
+        },
+    )  # fmt: skip
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -19,11 +19,74 @@ from typing import Any
 import sqlalchemy as sa
 
 from prefopt.labelling.tables import claims, places, tasks
-from prefopt.labelling.turns import Turn, filling
+from prefopt.labelling.turns import FILLING, Turn
 from prefopt.labelling.words import Shown
 
 #: an item comes again after so many other answers, as long as there is something else to ask
 APART = 10
+
+
+_task, _annotator = sa.bindparam("of_task"), sa.bindparam("of_annotator")
+_mine = sa.and_(claims.c.task == _task, claims.c.annotator == _annotator)
+_LIVE = (
+    sa.select(claims)
+    .where(_mine, claims.c.place.is_(None), claims.c.until > sa.bindparam("now"))
+    .order_by(claims.c.lease.desc())
+    .limit(1)
+)
+_SINCE = sa.select(claims.c.item).where(_mine, claims.c.place >= sa.bindparam("first")).limit(1)
+#: what of the two kinds was asked in this stretch
+_ASKED = {
+    "repeat": _SINCE.where(claims.c.repeat == 1),
+    "gold": _SINCE.join(places, places.c.item == claims.c.item).where(places.c.kind == "gold"),
+}
+_answered = sa.select(claims.c.item).where(
+    claims.c.item == places.c.item, claims.c.annotator == _annotator,
+    claims.c.repeat == 0, claims.c.place.is_not(None),
+)  # fmt: skip
+#: items of a kind that this annotator has neither answered nor skipped, in order
+_UNANSWERED = (
+    sa.select(places.c.item)
+    .where(
+        places.c.task == _task, places.c.kind == sa.bindparam("of_kind"), places.c.open == 1,
+        ~_answered.exists(),
+    )
+    .order_by(places.c.priority, places.c.filled, places.c.item)
+    .limit(1)
+)  # fmt: skip
+
+
+def _taking(skip_locked: bool) -> Any:
+    """Fill a slot of the first of them; rows that others hold are passed over or waited for."""
+    inner = _UNANSWERED.with_for_update(skip_locked=skip_locked).correlate(None)
+    return (
+        places.update()
+        .where(places.c.item == inner.scalar_subquery())
+        .where(places.c.filled < sa.bindparam("overlap"))
+        .values(**FILLING)
+        .returning(places.c.item)
+    )
+
+
+_TAKE, _TAKE_WAITING = _taking(True), _taking(False)
+_again = claims.alias("again")
+_came = sa.select(_again.c.item).where(
+    _again.c.item == claims.c.item, _again.c.annotator == _annotator,
+    _again.c.repeat == 1, _again.c.place.is_not(None),
+)  # fmt: skip
+#: votes of this annotator that may be asked for again
+_VOTED = (
+    sa.select(claims.c.item, claims.c.swapped)
+    .join(places, places.c.item == claims.c.item)
+    .where(
+        _mine, claims.c.repeat == 0, claims.c.state == "voted", places.c.kind == "normal",
+        ~_came.exists(), claims.c.place <= sa.bindparam("last"),
+    )
+    .limit(1)
+)  # fmt: skip
+_start = sa.bindparam("start")
+_FROM = _VOTED.where(claims.c.place >= _start).order_by(claims.c.place)
+_BEFORE = _VOTED.where(claims.c.place < _start).order_by(claims.c.place.desc())
 
 
 def next_question(turn: Turn) -> Shown | None:
@@ -87,76 +150,36 @@ def _due(turn: Turn, share: float, what: str) -> bool:
     first, drawn = moment(share, turn.answered, f"{what}/{turn.task.seed}/{turn.annotator}")
     if turn.answered < drawn:
         return False
-    asked = sa.select(claims.c.item).where(
-        claims.c.task == turn.number,
-        claims.c.annotator == turn.annotator,
-        claims.c.place >= first,
-    )
-    if what == "repeat":
-        asked = asked.where(claims.c.repeat == 1)
-    else:
-        gold = places.c.kind == "gold"
-        asked = asked.join(places, places.c.item == claims.c.item).where(gold)
-    return turn.connection.execute(asked.limit(1)).first() is None
+    return turn.connection.execute(_ASKED[what], {**_of(turn), "first": first}).first() is None
+
+
+def _of(turn: Turn) -> dict[str, Any]:
+    return {"of_task": turn.number, "of_annotator": turn.annotator}
 
 
 def _live(turn: Turn) -> Shown | None:
     """The question that this annotator has; the one given out last, if undoing left several."""
-    row = turn.connection.execute(
-        sa.select(claims)
-        .where(
-            claims.c.task == turn.number,
-            claims.c.annotator == turn.annotator,
-            claims.c.place.is_(None),
-            claims.c.until > turn.now,
-        )
-        .order_by(claims.c.lease.desc())
-        .limit(1)
-    ).one_or_none()
+    row = turn.connection.execute(_LIVE, {**_of(turn), "now": turn.now}).one_or_none()
     if row is None:
         return None
     return Shown(row.lease, turn.item(row.item), row.repeat, row.swapped, row.until)
 
 
-def _unanswered(turn: Turn, kind: str) -> sa.Select[int]:
-    """Items of a kind that this annotator has neither answered nor skipped, in order."""
-    mine = sa.select(claims.c.item).where(
-        claims.c.item == places.c.item,
-        claims.c.annotator == turn.annotator,
-        claims.c.repeat == 0,
-        claims.c.place.is_not(None),
-    )
-    return (
-        sa.select(places.c.item)
-        .where(
-            places.c.task == turn.number, places.c.kind == kind, places.c.open == 1,
-            ~mine.exists(),
-        )
-        .order_by(places.c.priority, places.c.filled, places.c.item)
-        .limit(1)
-    )  # fmt: skip
-
-
 def _normal(turn: Turn) -> Shown | None:
     """The next item with a free slot, which is filled."""
-    # Rows that others hold are passed over. Only when nothing else is left are they waited for:
-    # otherwise somebody would be told that all is done because of a transaction of a moment.
-    for skip_locked in (True, False) if not turn.database.is_sqlite else (False,):
-        inner = _unanswered(turn, "normal").with_for_update(skip_locked=skip_locked)
-        found: Any = turn.connection.execute(
-            places.update()
-            .where(places.c.item == inner.correlate(None).scalar_subquery())
-            .where(places.c.filled < turn.task.overlap)
-            .values(**filling(1, turn.task.overlap))
-            .returning(places.c.item)
-        ).scalar_one_or_none()
-        if found is not None:
-            return _first_time(turn, found)
-    return None
+    known = {
+        **_of(turn), "of_kind": "normal", "overlap": turn.task.overlap, "more_filled": 1,
+    }  # fmt: skip
+    found = turn.connection.execute(_TAKE, known).scalar_one_or_none()
+    if found is None and not turn.database.is_sqlite:
+        # What others hold at this moment was passed over; nobody is told that all is done
+        # because of that.
+        found = turn.connection.execute(_TAKE_WAITING, known).scalar_one_or_none()
+    return None if found is None else _first_time(turn, found)
 
 
 def _gold(turn: Turn) -> Shown | None:
-    found = turn.connection.scalar(_unanswered(turn, "gold"))
+    found = turn.connection.scalar(_UNANSWERED, {**_of(turn), "of_kind": "gold"})
     return None if found is None else _first_time(turn, found)
 
 
@@ -172,28 +195,9 @@ def _repeat(turn: Turn, apart: int) -> Shown | None:
         return None
     drawn = _drawn(f"which/{turn.task.seed}/{turn.annotator}/{turn.answered}")
     start = math.floor(drawn * (last + 1))
-    again = claims.alias("again")
-    came = sa.select(again.c.item).where(
-        again.c.item == claims.c.item,
-        again.c.annotator == turn.annotator,
-        again.c.repeat == 1,
-        again.c.place.is_not(None),
-    )
-    voted = (
-        sa.select(claims.c.item, claims.c.swapped)
-        .join(places, places.c.item == claims.c.item)
-        .where(
-            claims.c.task == turn.number, claims.c.annotator == turn.annotator,
-            claims.c.repeat == 0, claims.c.state == "voted", places.c.kind == "normal",
-            ~came.exists(),
-        )
-        .limit(1)
-    )  # fmt: skip
-    for order, stretch in (
-        (claims.c.place.asc(), claims.c.place.between(start, last)),
-        (claims.c.place.desc(), claims.c.place < start),
-    ):
-        row = turn.connection.execute(voted.where(stretch).order_by(order)).one_or_none()
+    known = {**_of(turn), "start": start, "last": last}
+    for votes in (_FROM, _BEFORE):
+        row = turn.connection.execute(votes, known).one_or_none()
         if row is not None:
             return turn.lease(turn.item(row.item), 1, swapped=not row.swapped)
     return None

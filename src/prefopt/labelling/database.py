@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from prefopt.errors import MissingExtraError, PrefoptError, RecipeError, RunError
 from prefopt.labelling.refusals import AwayError
@@ -83,6 +83,12 @@ class Database:
         """Close the connections of this process; the next use opens new ones."""
         self._engine.dispose()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # -- transactions ----------------------------------------------------------------------
 
     def write(self, action: Callable[[sa.Connection], Result]) -> Result:
@@ -123,8 +129,9 @@ class Database:
         for attempt in range(2):
             try:
                 with self._connected().connect() as connection:
-                    alone = connection.execution_options(isolation_level="AUTOCOMMIT")
-                    return list(alone.execute(query).all())
+                    if not self.is_sqlite:  # there a query outside a transaction is alone already
+                        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                    return list(connection.execute(query).all())
             except (sa.exc.SQLAlchemyError, OSError) as error:
                 broken = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
                 if not broken or attempt:  # a server that came back: its old connections are dead

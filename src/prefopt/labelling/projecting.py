@@ -59,6 +59,7 @@ def rebuild(connection: sa.Connection, number: int, task: Task, now: float) -> N
     Raises:
         DataError: the events cannot have happened.
     """
+    connection.execute(members.delete().where(members.c.task == number))  # ends all turns first
     history = [event_of(row) for row in connection.execute(all_events(number))]
     payloads = {event.id: event.payload for event in history if event.kind in ("vote", "skip")}
     replayed = replay(history).values()
@@ -68,7 +69,6 @@ def rebuild(connection: sa.Connection, number: int, task: Task, now: float) -> N
         )
     )
     connection.execute(claims.delete().where(claims.c.task == number))
-    connection.execute(members.delete().where(members.c.task == number))
     _insert(connection, claims, (_claim_row(number, one, gold, payloads, now) for one in replayed))
     voted = sorted(
         (one for one in replayed if one.state == "voted" and _slotted(one, gold)),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from prefopt.errors import RecipeError
 from prefopt.labelling.database import Database
@@ -20,6 +21,62 @@ from prefopt.labelling.documents import dumped, item_from_text, task_from_text
 from prefopt.labelling.refusals import UnknownTaskError
 from prefopt.labelling.tables import annotators, claims, events, items, members, places, settings
 from prefopt.labelling.words import Item, Kind, Shown, Task
+
+# Statements are made once: building one anew takes longer than running it.
+_task, _annotator, _item = (sa.bindparam(f"of_{name}") for name in ("task", "annotator", "item"))
+_ended = sa.select(claims.c.item).where(
+    claims.c.task == _task, claims.c.holds_until <= sa.bindparam("now")
+)
+_MINE = (
+    sa.select(settings.c.document, members.c.answered, _ended.exists().label("late"))
+    .join(members, members.c.task == settings.c.task)
+    .where(settings.c.task == _task, members.c.annotator == _annotator)
+    .order_by(settings.c.id.desc())
+    .limit(1)
+    .with_for_update(of=members)
+)
+_COUNT = (
+    members.update()
+    .where(members.c.task == _task, members.c.annotator == _annotator)
+    .values(
+        answered=members.c.answered + sa.bindparam("more_answered"),
+        votes=members.c.votes + sa.bindparam("more_votes"),
+        completed=members.c.completed + sa.bindparam("more_completed"),
+    )
+)
+_RECORD = events.insert().returning(events.c.id)
+_ITEM = (
+    sa.select(items.c.id, items.c.key, items.c.kind, items.c.document, places.c.priority)
+    .join(places, places.c.item == items.c.id)
+    .where(items.c.id == _item)
+)
+_filled = places.c.filled + sa.bindparam("more_filled")
+#: how `places` changes when `more_filled` slots are filled, by `more_votes` votes
+FILLING = {"filled": _filled, "open": sa.case((_filled < sa.bindparam("overlap"), 1), else_=0)}
+_MOVE = (
+    places.update()
+    .where(places.c.item == _item)
+    .values(votes=places.c.votes + sa.bindparam("more_votes"), **FILLING)
+)
+_LATE = _ended.distinct().order_by(claims.c.item)
+_LATE_HERE = _LATE.where(claims.c.item == _item)
+_HOLD = sa.select(places.c.item).where(places.c.item == _item).with_for_update()
+_RELEASE = (
+    claims.update()
+    .where(claims.c.item == _item, claims.c.holds_until <= sa.bindparam("now"))
+    .values(holds_until=None)
+)
+_ASKED = ("item", "annotator", "repeat")
+
+
+def _upsert(insert: Any) -> Any:
+    changed = {column.name: insert.excluded[column.name] for column in claims.c}
+    for name in (*_ASKED, "task"):
+        del changed[name]
+    return insert.on_conflict_do_update(index_elements=_ASKED, set_=changed)
+
+
+_CLAIM = {True: _upsert(sqlite.insert(claims)), False: _upsert(postgresql.insert(claims))}
 
 
 @dataclass(frozen=True)
@@ -32,6 +89,7 @@ class Turn:
         annotator: their number.
         now: seconds since the epoch.
         answered: how many questions of the task they have answered or skipped.
+        late: some leases of the task have ended, and their slots may still count as filled.
     """
 
     database: Database
@@ -41,6 +99,7 @@ class Turn:
     annotator: int
     now: float
     answered: int
+    late: bool
 
     # -- events and leases -----------------------------------------------------------------
 
@@ -48,15 +107,13 @@ class Turn:
         self, kind: str, item: int, repeat: int, payload: Mapping[str, Any], key: str | None = None
     ) -> int:
         """Add an event; returns its number."""
-        added = self.connection.execute(
-            events.insert()
-            .values(
-                task=self.number, kind=kind, item=item, annotator=self.annotator, repeat=repeat,
-                key=key, at=self.now, payload=dumped(payload),
-            )
-            .returning(events.c.id)
-        )  # fmt: skip
-        number: int = added.scalar_one()
+        number: int = self.connection.execute(
+            _RECORD,
+            {
+                "task": self.number, "kind": kind, "item": item, "annotator": self.annotator,
+                "repeat": repeat, "key": key, "at": self.now, "payload": dumped(payload),
+            },
+        ).scalar_one()  # fmt: skip
         return number
 
     def lease(
@@ -65,19 +122,16 @@ class Turn:
         """Give a question out; whoever calls this has filled the slot that it needs."""
         until = self.now + self.task.lease_seconds
         lease = self.record("lease", item.id, repeat, {"until": until, "swapped": swapped})
-        state = {
-            "state": "leased", "lease": lease, "until": until, "swapped": swapped,
-            "event": None, "answered": None, "place": None, "payload": None,
-            "holds_until": until if needs_slot(item.kind, repeat) else None,
-        }  # fmt: skip
-        statement = self.database.insert(claims).values(
-            item=item.id, annotator=self.annotator, repeat=repeat, task=self.number, **state
-        )
         self.connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["item", "annotator", "repeat"], set_=state
-            )
-        )
+            _CLAIM[self.database.is_sqlite],
+            {
+                "item": item.id, "annotator": self.annotator, "repeat": repeat,
+                "task": self.number, "state": "leased", "lease": lease, "until": until,
+                "swapped": swapped, "event": None, "answered": None, "place": None,
+                "payload": None,
+                "holds_until": until if needs_slot(item.kind, repeat) else None,
+            },
+        )  # fmt: skip
         return Shown(lease, item, repeat, swapped, until, before)
 
     # -- slots -----------------------------------------------------------------------------
@@ -85,55 +139,39 @@ class Turn:
     def move(self, item: int, *, filled: int, votes: int = 0) -> None:
         """Change how many slots of an item are filled, and how many of them by votes."""
         if filled or votes:
-            self.connection.execute(
-                places.update()
-                .where(places.c.item == item)
-                .values(votes=places.c.votes + votes, **filling(filled, self.task.overlap))
-            )
+            more = {"more_filled": filled, "more_votes": votes, "overlap": self.task.overlap}
+            self.connection.execute(_MOVE, {"of_item": item, **more})
 
     def release_late(self, item: int | None = None) -> None:
         """Free the slots of leases that have ended: of one item, or of all of the task."""
-        late = (
-            sa.select(claims.c.item)
-            .where(claims.c.task == self.number, claims.c.holds_until <= self.now)
-            .distinct()
-            .order_by(claims.c.item)
-        )
-        if item is not None:
-            late = late.where(claims.c.item == item)
-        for one in self.connection.scalars(late).all():
-            self.connection.execute(
-                sa.select(places.c.item).where(places.c.item == one).with_for_update()
-            )
-            freed = self.connection.execute(
-                claims.update()
-                .where(claims.c.item == one, claims.c.holds_until <= self.now)
-                .values(holds_until=None)
-            )
+        if not self.late:
+            return
+        known = {"of_task": self.number, "now": self.now}
+        if item is None:
+            late = self.connection.scalars(_LATE, known)
+        else:
+            late = self.connection.scalars(_LATE_HERE, {**known, "of_item": item})
+        for one in late.all():
+            self.connection.execute(_HOLD, {"of_item": one})
+            freed = self.connection.execute(_RELEASE, {"of_item": one, "now": self.now})
             self.move(one, filled=-freed.rowcount)
 
     # -- reading ---------------------------------------------------------------------------
 
     def item(self, number: int) -> Item:
         """An item of the task."""
-        row = self.connection.execute(
-            sa.select(items.c.id, items.c.key, items.c.kind, items.c.document, places.c.priority)
-            .join(places, places.c.item == items.c.id)
-            .where(items.c.id == number)
-        ).one()
+        row = self.connection.execute(_ITEM, {"of_item": number}).one()
         return Item(row.id, row.key, row.kind, item_from_text(row.document, row.priority))
 
     def count(self, *, answered: int, votes: int = 0, completed: int = 0) -> None:
         """Change how far this annotator is."""
         self.connection.execute(
-            members.update()
-            .where(members.c.task == self.number, members.c.annotator == self.annotator)
-            .values(
-                answered=members.c.answered + answered,
-                votes=members.c.votes + votes,
-                completed=members.c.completed + completed,
-            )
-        )
+            _COUNT,
+            {
+                "of_task": self.number, "of_annotator": self.annotator,
+                "more_answered": answered, "more_votes": votes, "more_completed": completed,
+            },
+        )  # fmt: skip
 
 
 def begin(
@@ -149,26 +187,21 @@ def begin(
     Raises:
         RecipeError: there is no such annotator.
     """
-    database.lock(connection, number, shared=True)  # against `projecting.rebuild`
-    mine = (
-        sa.select(settings.c.document, members.c.answered)
-        .join(members, members.c.task == settings.c.task)
-        .where(settings.c.task == number, members.c.annotator == annotator)
-        .order_by(settings.c.id.desc())
-        .limit(1)
-        .with_for_update(of=members)
-    )
-    row = connection.execute(mine).one_or_none()
+    known = {"of_task": number, "of_annotator": annotator, "now": now}
+    row = connection.execute(_MINE, known).one_or_none()
     if row is None:
         _join(database, connection, number, annotator)
-        row = connection.execute(mine).one_or_none()
+        row = connection.execute(_MINE, known).one_or_none()
     if row is None:
         raise UnknownTaskError("there is no such task", field="task", value=name)
     task = task_from_text(name, row.document)
-    return Turn(database, connection, number, task, annotator, now, row.answered)
+    return Turn(database, connection, number, task, annotator, now, row.answered, bool(row.late))
 
 
 def _join(database: Database, connection: sa.Connection, number: int, annotator: int) -> None:
+    # `projecting.rebuild` has this lock, then removes all rows of members: who has one waits for
+    # that, finds it gone, and comes here.
+    database.lock(connection, number, shared=True)
     known = connection.scalar(sa.select(annotators.c.id).where(annotators.c.id == annotator))
     if known is None:
         raise RecipeError("there is no such annotator", field="annotator", value=annotator)
@@ -182,9 +215,3 @@ def _join(database: Database, connection: sa.Connection, number: int, annotator:
 def needs_slot(kind: Kind, repeat: int) -> bool:
     """Whether an answer counts for the overlap: a normal item, the first time."""
     return kind == "normal" and repeat == 0
-
-
-def filling(by: int, overlap: int) -> dict[str, Any]:
-    """The columns of `places` after `by` more slots were filled."""
-    filled = places.c.filled + by
-    return {"filled": filled, "open": sa.case((filled < overlap, 1), else_=0)}
