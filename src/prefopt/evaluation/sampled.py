@@ -14,40 +14,47 @@ def ask_model(
     source: str,
     name: str | None,
     *,
-    n: int,
     device: str | None = None,
     progress: Callable[..., None] | None = None,
     **how: Any,
 ) -> None:
-    """Add n answers of a model to every prompt.
+    """Add answers of a model to every prompt.
 
     Args:
         answers: with the prompts; to add to.
-        source: a run's folder, a model folder, an adapter folder, or a hub id.
-        name: what to call the policy; by default as `source`.
-        n: answers to each prompt.
-        device: where it computes.
-        progress: called with the answers done so far.
-        how: further settings of `sampling.generate.sample`.
+        source: a run's folder, a model folder, an adapter folder, a hub id, or a server's URL.
+        name: what to call the policy; by default as the sampler does.
+        device: where a model on this machine computes.
+        progress: called with the answers done so far, and how many there will be.
+        how: the fields of `sampling.settings.Settings`.
 
     Raises:
         DataError: there are answers of a policy of that name already.
         PolicyError: the model cannot be loaded.
+        RecipeError: a setting is out of range.
     """
-    policy = name or source
+    from prefopt.sampling.sampler import Sample, is_url, make_sampler
+    from prefopt.sampling.settings import Settings
+
+    settings = Settings(**how)
+    served = is_url(source.removeprefix("server:"))
+    sampler = make_sampler(source if served else {"policy": source, "device": device})
+    policy = name or sampler.name
     if policy in answers.texts:
         raise DataError(
             f"there are answers of '{policy}' already",
             kind="duplicate_prompt", field="answers", value=source,
             remedy="give the model a name, like second=FOLDER",
         )  # fmt: skip
-    from prefopt.policies.export import model_folder
-    from prefopt.policies.load import load_policy
-    from prefopt.sampling.generate import sample
-
-    speaker = load_policy(model_folder(source), device=device)
     prompts = list(answers.prompts.values())
-    said = sample(speaker, prompts, n=n, progress=progress, **how)
-    for prompt, texts in zip(prompts, said, strict=True):
-        for text in texts:
-            answers.add(policy, prompt, text)
+    done = 0
+
+    def count(_: int, samples: list[Sample]) -> None:
+        nonlocal done
+        done += len(samples)
+        if progress is not None:
+            progress(done, settings.n * len(prompts))
+
+    for prompt, samples in zip(prompts, sampler.sample_all(prompts, settings, count), strict=True):
+        for sample in samples:
+            answers.add(policy, prompt, sample.text)
