@@ -181,6 +181,30 @@ def test_agreement_is_krippendorffs_over_first_votes_on_normal_items(diary: Diar
         assert of(team, name)["agreement"]["share"] == 0.6
 
 
+def test_intervals_of_agreement_draw_prompts(diary: Diary) -> None:
+    """Copies of a prompt's questions say nothing new: the interval is no narrower for them."""
+    items = []
+    for prompt in range(8):
+        for copy in range(6):
+            number = 6 * prompt + copy + 1
+            sides = Completion(f"a{copy}"), Completion(f"b{copy}")
+            new = NewItem(f"prompt {prompt}", *sides)
+            items.append(replace(item(number), new=new))
+            diary.says(1, number, "second" if prompt in (1, 2) else "first")
+            diary.says(2, number, "second" if prompt in (1, 4) else "first")
+    apart = [replace(one, new=replace(one.new, prompt=str(one.id))) for one in items]
+
+    def width(ends: list[float]) -> float:
+        return ends[1] - ends[0]
+
+    here, there = seen(items, diary), seen(apart, diary)
+    assert here.agreement["alpha"] == there.agreement["alpha"]
+    assert width(here.agreement["interval"]) > 1.7 * width(there.agreement["interval"])
+    mine, others = (of(team, "ann")["agreement"] for team in (here, there))
+    assert mine["share"] == others["share"] == 0.75
+    assert width(mine["interval"]) > 1.7 * width(others["interval"])
+
+
 def test_agreement_is_not_a_number_made_up(diary: Diary) -> None:
     diary.says(1, 1, "first")
     team = seen([item(1), item(2)], diary)

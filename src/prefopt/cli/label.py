@@ -173,22 +173,23 @@ def serve(
     With `--json`, as soon as the page can be opened: `url`, `db`, `tasks` (names); with a pool
     `task`, `rows`, `new`, `known`, `gold`, `gold_known`, `acquired`, `skipped`.
     """
-    store, given = opened(db, create=True), settings.given()
-    said: dict[str, Any] = {}
-    if pool or gold or given:
-        from prefopt.labelling.intake import take_in
+    from prefopt.labelling.intake import take_in
 
-        there = _task(store, task, pool, given)
-        taken = take_in(store, there.name, pool, gold=gold or (), pairs=pairs, on_error=on_error)
-        said = {"task": there.name, **taken.to_dict()}
-    tasks = [one.name for one in store.tasks()]
+    said, given = dict[str, Any](), settings.given()
+    how: dict[str, Any] = {"gold": gold or (), "pairs": pairs, "on_error": on_error}
+    with opened(db, create=True) as store:
+        if pool or gold or given:
+            there = _task(store, task, pool, given)
+            said = {"task": there.name, **take_in(store, there.name, pool, **how).to_dict()}
+        tasks = [one.name for one in store.tasks()]
+        people = [one.name for one in store.annotators()]
+        result = {"db": store.database.name, "tasks": tasks, **said}
     if not tasks:
         raise UsageError(
             "there is nothing to label", field="POOL",
             remedy="give a file with prompts and two or more completions of each",
         )  # fmt: skip
-    result = {"db": store.database.name, "tasks": tasks, **said}
-    shown = _serve_rows(result, [one.name for one in store.annotators()])
+    shown = _serve_rows(result, people)
     return server.run(db, lambda url: Outcome(
         {"url": url, **result}, [f"Serving {url} until Ctrl-C", *shown]
     ))  # fmt: skip
@@ -221,20 +222,21 @@ def demo(
     with ExitStack() as stack:
         if db is None:
             db = f"sqlite:///{stack.enter_context(TemporaryDirectory())}/demo.db"
-        store = opened(db, create=True)
-        opened_task = open_demo(store, items=items, seed=seed)
-        kinds = [item.kind for item in store.items(opened_task.name)]
-        tokens = {
-            "annotator": store.issue_link(store.add_annotator("ann")),
-            "lead": store.issue_link(store.add_annotator("lea", "lead")),
-        }
+        with opened(db, create=True) as store:
+            task = open_demo(store, items=items, seed=seed).name
+            kinds = [item.kind for item in store.items(task)]
+            name = store.database.name
+            tokens = {
+                "annotator": store.issue_link(store.add_annotator("ann")),
+                "lead": store.issue_link(store.add_annotator("lea", "lead")),
+            }
 
         def ready(url: str) -> Outcome:
             links = {role: f"{url}/enter/{token}" for role, token in tokens.items()}
             if not no_open and watched():
                 webbrowser.open(links["annotator"])
             result = {
-                "url": url, "db": store.database.name, "task": opened_task.name,
+                "url": url, "db": name, "task": task,
                 "items": kinds.count("normal"), "gold": kinds.count("gold"), "links": links,
             }  # fmt: skip
             lines = [f"{role}: {link}" for role, link in links.items()]
@@ -319,12 +321,12 @@ def add_annotator(
 
     With `--json`: `annotator`, `role`, `link`, `hours`, `new`.
     """
-    store = opened(db, create=True)
-    there = {one.name: one for one in store.annotators()}
-    person = there.get(name)
-    if person is None or lead:  # who is there with another role is refused
-        person = store.add_annotator(name, "lead" if lead else "annotator")
-    link = f"{url.rstrip('/')}/enter/{store.issue_link(person, hours=hours)}"
+    with opened(db, create=True) as store:
+        there = {one.name: one for one in store.annotators()}
+        person = there.get(name)
+        if person is None or lead:  # who is there with another role is refused
+            person = store.add_annotator(name, "lead" if lead else "annotator")
+        link = f"{url.rstrip('/')}/enter/{store.issue_link(person, hours=hours)}"
     result = {"annotator": person.name, "role": person.role, "link": link, "hours": hours,
               "new": person.name not in there}  # fmt: skip
     lets = f"lets {person.name} ({person.role}) in once, within {hours:g} hours."
@@ -337,8 +339,8 @@ def revoke(name: Annotated[str, described("Of the annotator.")], /, *, db: Db = 
 
     With `--json`: `annotator`.
     """
-    store = opened(db)
-    store.revoke(store.annotator(name))
+    with opened(db) as store:
+        store.revoke(store.annotator(name))
     return Outcome({"annotator": name}, [f"{name} is shut out until they get a new link."])
 
 

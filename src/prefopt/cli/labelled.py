@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefopt.cli.options import described
@@ -28,8 +29,9 @@ Rule = Annotated[
 ]
 
 
-def opened(db: str, *, create: bool = False) -> Store:
-    """A store on a database, with today's schema.
+@contextmanager
+def opened(db: str, *, create: bool = False) -> Iterator[Store]:
+    """A store on a database, with today's schema, for as long as it is needed.
 
     Raises:
         RecipeError: the URL is none, or there is no such file and it is not to be made.
@@ -38,7 +40,11 @@ def opened(db: str, *, create: bool = False) -> Store:
     from prefopt.labelling.database import open_database
     from prefopt.labelling.store import Store
 
-    return Store(open_database(db, create=create))
+    database = open_database(db, create=create)
+    try:
+        yield Store(database)
+    finally:
+        database.close()
 
 
 def the_task(store: Store, name: str | None) -> str:
@@ -76,11 +82,12 @@ def status(*, db: Db = DEFAULT, task: OneTask = None, rule: Rule = "smoothed") -
     """
     from prefopt.labelling.statistics import team
 
-    store = opened(db)
-    names = [the_task(store, task)] if task else [one.name for one in store.tasks()]
-    found = [team(store, name, rule=rule).to_dict() for name in names]
+    with opened(db) as store:
+        names = [the_task(store, task)] if task else [one.name for one in store.tasks()]
+        found = [team(store, name, rule=rule).to_dict() for name in names]
+        result = {"db": store.database.name, "tasks": found}
     shown = [part for one in found for part in _status_shown(one)] or ["There are no tasks yet."]
-    return Outcome({"db": store.database.name, "tasks": found}, shown)
+    return Outcome(result, shown)
 
 
 def export(
@@ -105,8 +112,8 @@ def export(
     """
     from prefopt.labelling.exporting import export_task
 
-    store = opened(db)
-    result = export_task(store, the_task(store, task), out, rule=rule)
+    with opened(db) as store:
+        result = export_task(store, the_task(store, task), out, rule=rule)
     rows = {
         "votes": f"{result['votes']:,} of {result['annotators']:,} annotators, on "
         f"{result['items']:,} questions in {result['groups']:,} groups: {out}/votes.jsonl",
@@ -135,7 +142,8 @@ def import_(
     """
     from prefopt.labelling.backup import restore
 
-    done = restore(opened(db, create=True), folder, name=task)
+    with opened(db, create=True) as store:
+        done = restore(store, folder, name=task)
     shown = [
         f"The task {one['task']} was there already, with the same history."
         if one["known"]
@@ -161,11 +169,11 @@ def backup(
     """
     from prefopt.labelling.backup import backup_sqlite, backup_tasks
 
-    store = opened(db)
-    if store.database.file is not None:
-        result = backup_sqlite(store.database.file, out)
-        return Outcome(result, [f"Copied the database to {out}: {result['bytes']:,} bytes."])
-    result = backup_tasks(store, out)
+    with opened(db) as store:
+        if store.database.file is not None:
+            result = backup_sqlite(store.database.file, out)
+            return Outcome(result, [f"Copied the database to {out}: {result['bytes']:,} bytes."])
+        result = backup_tasks(store, out)
     tasks = ", ".join(result["tasks"]) or "none"
     return Outcome(result, [
         f"Exported every task to {out} ({tasks}).",

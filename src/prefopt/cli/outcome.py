@@ -127,8 +127,12 @@ def _relay(document: Any) -> None:
 
 
 def print_json(document: Any) -> None:
-    """One object on stdout; a number that JSON has no word for becomes null."""
-    print(json.dumps(_finite(document), ensure_ascii=False, default=str))
+    """One object on stdout; a number that JSON has no word for becomes null.
+
+    Half of a surrogate pair, which no stream can write, is written as JSON's escape.
+    """
+    text = json.dumps(_finite(document), ensure_ascii=False, default=str)
+    print(text.encode("utf-8", "backslashreplace").decode())
 
 
 def table(rows: Mapping[str, Any]) -> Table:

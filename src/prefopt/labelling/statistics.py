@@ -1,7 +1,7 @@
 """What the team sees of a task: how far it is, how well people agree, and where to look.
 
 Everything is computed from items and events, so it is the same on every database and after
-every import. Shares have 95 % intervals: Jeffreys' for one annotator's, drawn items for
+every import. Shares have 95 % intervals: Jeffreys' for one annotator's, drawn prompts for
 agreement. What is said of an item again by the same annotator counts for self-consistency and for
 telling conflicts from ties, and nowhere else.
 """
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefopt.data.acquisition.stopping import divided, share_interval, verdict
-from prefopt.data.aggregation.agreement import Judgements, between
-from prefopt.data.aggregation.annotators import chance_corrected
+from prefopt.data.aggregation.agreement import Judgements, alpha, alpha_interval, between
+from prefopt.data.aggregation.annotators import judged
 from prefopt.data.aggregation.reading import votes_of_groups
 from prefopt.data.aggregation.rules import Method
+from prefopt.data.aggregation.table import Ints
 from prefopt.labelling.replaying import Claim
 from prefopt.labelling.voted import answers_of, rows_of, side_of, soft_labels
 from prefopt.labelling.words import Annotator, Event, Item, Task
-from prefopt.records import Group
+from prefopt.records import Group, prompt_key
 
 if TYPE_CHECKING:
     from prefopt.labelling.store import Store
@@ -261,12 +262,13 @@ def _agreement(groups: Sequence[Group]) -> dict[str, Any]:
     if not groups:
         return {"alpha": None, "interval": None, "items": 0, "compared": 0, "agreed": 0}
     votes = votes_of_groups(groups)
-    found = chance_corrected(votes)
-    counts = votes.items.counts
-    defined = found["alpha"] == found["alpha"]
+    prompts = codes(group.prompt_key for group in groups)[votes.question[votes.items.low]]
+    columns = judged(votes)
+    found, counts = alpha(*columns), votes.items.counts
+    defined = found == found
     return {
-        "alpha": found["alpha"] if defined else None,
-        "interval": found["alpha_interval"] if defined else None,
+        "alpha": found if defined else None,
+        "interval": list(alpha_interval(*columns, questions=prompts)) if defined else None,
         "items": int((counts.sum(axis=1) > 1).sum()),
         "compared": int((counts.sum(axis=1) * (counts.sum(axis=1) - 1) // 2).sum()),
         "agreed": int((counts * (counts - 1) // 2).sum()),
@@ -287,14 +289,16 @@ def _annotators(
     for answer in answers:
         theirs[answer.annotator].append(answer)
     undone = Counter(event.annotator for event in events if event.kind == "undo")
-    votes = _judgements([v for v in _firsts(answers) if known[v.item].kind == "normal"])
+    place = {number: place for place, number in enumerate(known)}
+    votes = _judgements([v for v in _firsts(answers) if known[v.item].kind == "normal"], place)
+    prompts = codes(prompt_key(item.new.prompt) for item in known.values())
     rows = [
         {
             "annotator": person.name,
             "role": person.role,
             **_annotator(theirs[number], known),
             "undone": undone[number],
-            "agreement": _with_others(number, votes),
+            "agreement": _with_others(number, votes, prompts),
         }
         for number, person in people.items()
         if number in theirs or undone[number]
@@ -346,23 +350,35 @@ def _self_consistency(answers: Iterable[Claim]) -> Share:
     return Share(sum(now == before for now, before in again), len(again))
 
 
-def _judgements(votes: Sequence[Claim]) -> Judgements:
+def _judgements(votes: Sequence[Claim], place: Mapping[int, int]) -> Judgements:
+    """Votes as arrays, items by their places."""
     columns = (
-        [vote.item for vote in votes],
+        [place[vote.item] for vote in votes],
         [vote.annotator for vote in votes],
         [_VALUES[vote.said] for vote in votes if vote.said],
     )
     return Judgements(*(np.array(column, dtype=np.int64) for column in columns))
 
 
-def _with_others(annotator: int, votes: Judgements) -> dict[str, Any]:
-    """How often the votes of others on the same items say the same; interval by drawing items."""
+def _with_others(annotator: int, votes: Judgements, prompts: Ints) -> dict[str, Any]:
+    """How often the votes of others on the same items say the same; interval by drawing prompts."""
     own = votes.annotators == annotator
     others = ~own & np.isin(votes.items, votes.items[own])
-    found = between(*(Judgements(*(column[part] for column in votes)) for part in (own, others)))
+    theirs, rest = (Judgements(*(column[part] for column in votes)) for part in (own, others))
+    found = between(theirs, rest, questions=prompts)
     return {
         "agreed": found.agreed,
         "compared": found.compared,
         "share": found.share,
         "interval": list(found.interval) if found.interval else None,
     }
+
+
+def codes(keys: Iterable[bytes]) -> Ints:
+    """A number for each of some keys, the same for the same ones.
+
+    >>> codes([b"x", b"y", b"x"]).tolist()
+    [0, 1, 0]
+    """
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
