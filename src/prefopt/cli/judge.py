@@ -12,6 +12,7 @@ from prefopt.cli.outcome import Outcome, counting, counts, percent, table
 
 if TYPE_CHECKING:
     from prefopt.judges.judging import Judged
+    from prefopt.judges.people import WaitingForPeople
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
@@ -88,12 +89,14 @@ def judge(
     With `--json`: `judge`, `what`, `groups`, `questions`, `judged`, `asked`, `known`, `not_asked`,
     `unread`, `failures` (unreadable replies by kind), `skipped`, `cache`, `out`; of comparisons
     `ties`, `inconsistent`, `inconsistent_share`, `first_share` (share of verdicts for the answer
-    shown first), `claimed_verdicts` (completions that claim a verdict for themselves).
+    shown first), `claimed_verdicts` (completions that claim a verdict for themselves). While
+    people have not answered: `waiting`, `task`, `judged`, `questions`, `command`, `cache`.
     """
     from prefopt.cli.outcome import UsageError
     from prefopt.data.formats import read_groups, write_groups
     from prefopt.judges.judging import judge_groups
     from prefopt.judges.kept import Kept
+    from prefopt.judges.people import WaitingForPeople
     from prefopt.judges.table import make_judge
 
     check_target(out, *_ENDINGS, read=files)
@@ -107,10 +110,13 @@ def judge(
     groups = read_groups(list(files), format=format, on_error=on_error)
     folder = cache or str(_beside(out))
     asked = Kept(make_judge(judge, device=device), folder, budget=budget)
-    with counting("judging", "questions") as progress:
-        found = judge_groups(
-            asked, groups, what=what, pairs=pairs, rationale=rationale, progress=progress
-        )
+    try:
+        with counting("judging", "questions") as progress:
+            found = judge_groups(
+                asked, groups, what=what, pairs=pairs, rationale=rationale, progress=progress
+            )
+    except WaitingForPeople as waiting:
+        return _waiting(waiting, folder)
     write_groups(out, found.groups)
     skipped = dict(groups.skipped)
     result = {**found.to_dict(), "skipped": skipped, "cache": folder, "out": out}
@@ -121,6 +127,17 @@ def _beside(out: str) -> Path:
     """`judged.verdicts` for `judged.jsonl.gz`."""
     path = Path(out)
     return path.with_name(f"{path.name.partition('.jsonl')[0]}.verdicts")
+
+
+def _waiting(waiting: WaitingForPeople, folder: str) -> Outcome:
+    """People have been asked, and nothing has failed: there is only nothing to write yet."""
+    document = {
+        "waiting": True, "task": waiting.task, "judged": waiting.done, "questions": waiting.wanted,
+        "command": waiting.command, "cache": folder, "out": None,
+    }  # fmt: skip
+    rows = {"answered": f"{waiting.done:,} of {waiting.wanted:,}", "serve": waiting.command}
+    return Outcome(document, ["Waiting for people; run this again when they have answered.",
+                              table(rows)])  # fmt: skip
 
 
 def _shown(found: Judged, skipped: dict[str, int], folder: str, out: str) -> list[Any]:

@@ -364,6 +364,7 @@ def make_server(chosen: settings.Server, context: Context) -> Judge:
         key=chosen.key,
         concurrency=chosen.concurrency,
         timeout=chosen.timeout,
+        resends=chosen.resends,
     )
     return LanguageJudge(speaker, rubric, **reading)
 

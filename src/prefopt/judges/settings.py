@@ -131,6 +131,7 @@ class Server(_Reading):
     )
     concurrency: PositiveInt = Field(default=16, description="requests that are out at once")
     timeout: float = Field(default=120.0, gt=0, description="seconds for one reply")
+    resends: int = Field(default=8, ge=0, description="times that a failing request is sent again")
 
 
 class _Rewarding(Strict):

@@ -255,6 +255,7 @@ def served_speaker(
     key: str | None = None,
     concurrency: int = 16,
     timeout: float = 120.0,
+    resends: int = 8,
 ) -> ServedSpeaker:
     """A model behind a server.
 
@@ -266,5 +267,5 @@ def served_speaker(
     from prefopt.sampling.retrying import Patience
     from prefopt.sampling.server import Server
 
-    patience = Patience(timeout=timeout)
+    patience = Patience(timeout=timeout, retries=resends)
     return ServedSpeaker(Server(url, model, key=key, concurrency=concurrency, patience=patience))

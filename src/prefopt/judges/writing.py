@@ -229,6 +229,14 @@ class _Written(Strict):
 _ARGUMENTS = {"lm": "model", "server": "url", "python": "function"}
 
 
+#: what may be said of each kind beside the one setting that it needs
+_ALLOWED = {
+    "lm": {"temperature", "max_new_tokens"},
+    "server": {"model", "key", "temperature", "max_new_tokens"},
+    "python": set[str](),
+}
+
+
 def make_writer(
     spec: Spec, context: Context, name: str, instructions: Callable[[], Instructions]
 ) -> Writer:
@@ -243,11 +251,30 @@ def make_writer(
     Raises:
         RecipeError: it is none, or a setting is wrong.
     """
+    chosen = _chosen(spec, context, name)
+    argument = str(getattr(chosen, _ARGUMENTS[chosen.kind]))
+    if chosen.kind == "python":
+        from prefopt.constraints.measures import load_rule
+
+        rule: Any = load_rule(argument, field=f"{context.prefix}{name}")
+        return RuleWriter(f"python:{argument}", rule)
+    told = instructions()
+    speaker: Speaker = (
+        local_speaker(argument, device=context.device, batch_size=8)
+        if chosen.kind == "lm"
+        else served_speaker(argument, chosen.model, key=chosen.key)
+    )
+    return SpokenWriter(
+        speaker, told, temperature=chosen.temperature, max_new_tokens=chosen.max_new_tokens
+    )
+
+
+def _chosen(spec: Spec, context: Context, name: str) -> _Written:
+    """The settings of a spec, checked."""
     if isinstance(spec, str):
         kind, _, argument = spec.partition(":")
-        document: dict[str, Any] = {"kind": kind}
-        if argument:
-            document[_ARGUMENTS.get(kind, "model")] = argument
+        given = {_ARGUMENTS.get(kind, "model"): argument} if argument else {}
+        document: dict[str, Any] = {"kind": kind, **given}
     else:
         document = dict(spec)
     try:
@@ -258,38 +285,17 @@ def make_writer(
             refusal.message, f"{name}.{refusal.field}", value=refusal.value, remedy=refusal.remedy
         ) from None
     needed = _ARGUMENTS[chosen.kind]
-    allowed = {"kind", needed} | {
-        "lm": {"temperature", "max_new_tokens"},
-        "server": {"model", "key", "temperature", "max_new_tokens"},
-        "python": set[str](),
-    }[chosen.kind]
-    if idle := sorted(chosen.model_fields_set - allowed):
+    if idle := sorted(chosen.model_fields_set - {"kind", needed} - _ALLOWED[chosen.kind]):
         raise context.refusal(
             f"{idle[0]} has no effect for kind {chosen.kind}", f"{name}.{idle[0]}",
             value=document[idle[0]], remedy="remove it",
         )  # fmt: skip
-    argument = getattr(chosen, needed)
-    if argument is None:
+    if getattr(chosen, needed) is None:
         raise context.refusal(
             f"'{needed}' is missing", f"{name}.{needed}",
             remedy=f"write {chosen.kind}:{needed.upper()}",
         )  # fmt: skip
-    if chosen.kind == "python":
-        from prefopt.constraints.measures import load_rule
-
-        rule: Any = load_rule(argument, field=f"{context.prefix}{name}")
-        return RuleWriter(f"python:{argument}", rule)
-    speaker: Speaker = (
-        local_speaker(argument, device=context.device, batch_size=8)
-        if chosen.kind == "lm"
-        else served_speaker(argument, chosen.model, key=chosen.key)
-    )
-    return SpokenWriter(
-        speaker,
-        instructions(),
-        temperature=chosen.temperature,
-        max_new_tokens=chosen.max_new_tokens,
-    )
+    return chosen
 
 
 def beside(answer: str, name: str, texts: Sequence[str]) -> str:
