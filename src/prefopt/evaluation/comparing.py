@@ -119,7 +119,8 @@ def codes_of(keys: Sequence[Hashable]) -> Codes:
 def _p_of_half(values: Any, keys: Sequence[Hashable], seed: int) -> float:
     """Of the permutation test by prompt: would either policy as well have won?"""
     means = by_prompt(values.tolist(), keys)
-    return permutation_test([value - 0.5 for value in means.values()], seed=seed)
+    order = sorted(means, key=repr)  # which signs are drawn must not depend on the rows' order
+    return permutation_test([means[key] - 0.5 for key in order], seed=seed)
 
 
 def _orders(matches: Sequence[Match]) -> dict[str, Any] | None:

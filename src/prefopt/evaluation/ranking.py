@@ -109,8 +109,9 @@ class _Table:
         value = np.array([row[2] for row in results], dtype=np.float64)
         low, high = np.minimum(first, second), np.maximum(first, second)
         keys, pair = np.unique(low * len(names) + high, return_inverse=True)
-        known: dict[Hashable, int] = {}
-        prompt = np.array([known.setdefault(row[3], len(known)) for row in results])
+        order = sorted({row[3] for row in results}, key=repr)  # not that of the rows
+        known = {key: number for number, key in enumerate(order)}
+        prompt = np.array([known[row[3]] for row in results])
         lows, highs = np.divmod(keys, len(names))
         won = np.where(first < second, value, 1.0 - value)
         return cls(names, lows, highs, pair, prompt, won, len(known))
