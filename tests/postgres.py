@@ -37,7 +37,13 @@ SETTINGS = {
     "autovacuum_naptime": "10s",
 }
 # The server ends when the pipe does: at `stop`, or when whoever holds its other end is no more.
-_KEEPER = '"$@" & server=$!; cat >/dev/null; kill -INT $server 2>/dev/null; wait $server'
+_KEEPER = """
+exec 3<&0
+"$@" 3<&- &
+server=$!
+{ cat <&3 >/dev/null; kill -QUIT $server 2>/dev/null; } &
+wait $server
+"""
 
 
 def programs() -> Path | None:
@@ -94,15 +100,12 @@ class Cluster:
         raise AssertionError((self.folder / "log").read_text()[-3000:])
 
     def _answers(self) -> bool:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
+        assert self._keeper is not None
+        until = time.monotonic() + 60
+        while self._keeper.poll() is None and time.monotonic() < until:
             with contextlib.suppress(Exception), self._connect() as connection:
                 connection.run("SELECT 1")
                 return True
-            with contextlib.suppress(FileNotFoundError):
-                text = (self.folder / "log").read_text()[-2000:]
-                if text.rstrip().endswith("database system is shut down"):
-                    return False
             time.sleep(0.05)
         return False
 
@@ -129,7 +132,7 @@ class Cluster:
         os.kill(self.process, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the server; connections are cut."""
+        """End the server at once; connections are cut, and nothing is tidied up."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             assert keeper.stdin is not None
@@ -143,6 +146,14 @@ class Cluster:
         with self._connect() as connection:
             connection.run(f"CREATE DATABASE {name}")
         return f"postgresql://tests:{self.password}@127.0.0.1:{self.port}/{name}"
+
+    def size(self, url: str) -> int:
+        """Bytes that a database has on disk."""
+        with self._connect() as connection:
+            [[found]] = connection.run(
+                "SELECT pg_database_size(:name)", name=url.rpartition("/")[2]
+            )
+        return int(found)
 
 
 def _user(name: str) -> pwd.struct_passwd | None:
