@@ -1,0 +1,252 @@
+"""The page of a loop: what was gained round by round, what it cost, and why it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.data.formats import read_groups
+from prefopt.data.visible import visible
+from prefopt.report.details import Table
+from prefopt.report.drawing import INK, MAIN, MUTED, figure_of, style_axes, to_svg
+from prefopt.report.pages import fill
+from prefopt.report.summary import Status, Tile
+from prefopt.report.words import counted, duration, number
+from prefopt.runs import write_text
+
+_STATES = {
+    "done": ("done", "All rounds are done"),
+    "stopped": ("stopped", "Stopped"),
+    "waiting": ("open", "Waiting"),
+    "running": ("open", "Still running, or interrupted"),
+}
+_EXAMPLES = 6  # prompts whose answers are shown
+_STAGES = ("sample", "select", "judge", "check", "train", "evaluate")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing with its words: trusted SVG markup."""
+
+    title: str
+    note: str
+    svg: str
+
+
+def write_page(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write `report.html` of what `rounds.json` holds, finished or not.
+
+    Raises:
+        RunError: the page cannot be written. Nothing is left half-written.
+    """
+    write_text(folder / "report.html", fill("rounds.html.j2", _page(folder, document)))
+
+
+def _page(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    history: Sequence[Mapping[str, Any]] = document["history"]
+    tone, words = _STATES[document["state"]]
+    reason = document.get("reason")
+    settings = document["settings"]
+    return {
+        "name": folder.resolve().name,
+        "headline": _headline(document),
+        "lede": f"Each round samples from the policy, has the answers judged, trains on the "
+        f"comparisons and measures on {counted(history[0]['prompts'], 'prompt')} that no round "
+        "trains on."
+        if history
+        else "Nothing is measured yet.",
+        "status": Status(tone, f"{words}: {reason}" if reason else words),
+        "tiles": _tiles(document),
+        "plots": _plots(history),
+        "rounds": _table(document),
+        "stages": _stages(document),
+        "examples": _examples(folder, len(history)),
+        "choices": _choices(settings),
+    }
+
+
+def _headline(document: Mapping[str, Any]) -> str:
+    best, history = document.get("best"), document["history"]
+    if best is None:
+        return "No policy is measured yet"
+    if best["round"] == 0:
+        return (
+            "No round is better than the policy it began with"
+            if len(history) > 1
+            else ("The first policy is measured")
+        )
+    figures = history[best["round"]]
+    against = figures["initial"]
+    return (
+        f"Round {best['round']} is the best: it wins {100 * against['value']:.0f} % against the "
+        "first policy"
+    )
+
+
+def _tiles(document: Mapping[str, Any]) -> list[Tile]:
+    best, history = document.get("best"), document["history"]
+    if best is None:
+        return []
+    first, figures = history[0], history[best["round"]]
+    tiles = []
+    if figures["reward"] is not None and figures["reward"]["value"] is not None:
+        before = number(first["reward"]["value"])
+        tiles.append(Tile("mean score", number(figures["reward"]["value"]), f"at first {before}"))
+    tiles += [
+        Tile("KL to the first policy", number(figures["kl"]), "nats a completion"),
+        Tile("length", number(figures["length"]), f"at first {number(first['length'])} characters"),
+        Tile("diversity", number(figures["diversity"]), f"at first {number(first['diversity'])}"),
+    ]
+    asked = sum(entry.get("judge", {}).get("asked", 0) for entry in document["rounds"])
+    return [*tiles, Tile("questions to the judge", number(asked), "in all rounds")]
+
+
+# -- drawings ------------------------------------------------------------------------------
+
+
+def _plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    if len(history) < 2:
+        return []
+    plots = []
+    if all(row["reward"] and row["reward"]["value"] is not None for row in history):
+        rewards = [row["reward"] for row in history]
+        plots.append(_over_rounds("Mean score", "reward", rewards, "by the evaluating judge"))
+    wins = [{"value": 0.5, "interval": [0.5, 0.5]}, *(row["initial"] for row in history[1:])]
+    plots.append(
+        _over_rounds("Wins against the first policy", "wins", wins, "ties half", level=0.5)
+    )
+    kl = [
+        {"value": row["kl"], "interval": [row["kl"] - 1.96 * (row["kl_error"] or 0),
+                                          row["kl"] + 1.96 * (row["kl_error"] or 0)]}
+        for row in history
+    ]  # fmt: skip
+    plots.append(_over_rounds("KL to the first policy", "kl", kl, "nats a completion"))
+    for name, title, note in (
+        ("length", "Length", "characters of an answer"),
+        ("diversity", "Diversity", "different pairs of neighbouring words"),
+        ("agreement", "Agreement of the judges", "the judge with the evaluating one"),
+    ):
+        if all(row[name] is not None for row in history):
+            values = [{"value": row[name], "interval": None} for row in history]
+            plots.append(_over_rounds(title, name, values, note))
+    return plots
+
+
+def _over_rounds(
+    title: str,
+    name: str,
+    values: Sequence[Mapping[str, Any]],
+    note: str,
+    *,
+    level: float | None = None,
+) -> Plot:
+    """One figure from round to round, with 95 % intervals where there are some."""
+    places = range(len(values))
+    with figure_of(3.5, 2.3) as (figure, axes):
+        if level is not None:
+            axes.axhline(level, color=MUTED, linewidth=1, dashes=(4, 3), zorder=1)
+        for place, one in enumerate(values):
+            if one["interval"] is not None and None not in one["interval"]:
+                axes.plot([place, place], one["interval"], color=INK, linewidth=1.2, zorder=2)
+        heights = [one["value"] for one in values]
+        axes.plot(places, heights, color=MAIN, marker="o", markersize=5, linewidth=1.4, zorder=3)
+        style_axes(axes)
+        axes.margins(x=0.08, y=0.15)
+        axes.set_xticks(list(places))
+        axes.set_xlabel("round")
+        said = ", ".join(number(one["value"]) for one in values)
+        svg = to_svg(figure, f"rounds-{name}", f"{title} by round: {said}")
+    return Plot(title, note, svg)
+
+
+# -- tables --------------------------------------------------------------------------------
+
+
+def _table(document: Mapping[str, Any]) -> Table:
+    rows = []
+    best = (document.get("best") or {}).get("round")
+    for place, row in enumerate(document["history"]):
+        name = "first policy" if place == 0 else f"round {place}"
+        rows.append((
+            f"{name} (best)" if place == best else name,
+            _with_interval(row["reward"]), _with_interval(row["initial"]),
+            _with_interval(row["previous"]), number(row["kl"]), number(row["length"]),
+            number(row["diversity"]), number(row["agreement"]),
+        ))  # fmt: skip
+    columns = ("", "mean score", "wins against the first", "against the one before", "KL",
+               "length", "diversity", "agreement")  # fmt: skip
+    return Table("What each round came to, with 95 % intervals", columns, tuple(rows))
+
+
+def _with_interval(value: Mapping[str, Any] | None) -> str:
+    if value is None or value["value"] is None:
+        return "–"
+    low, high = value["interval"]
+    if low is None or high is None:
+        return number(value["value"])
+    return f"{number(value['value'])} ({number(low)} to {number(high)})"
+
+
+def _stages(document: Mapping[str, Any]) -> Table:
+    rows = []
+    for entry in document["rounds"]:
+        judged, checked = entry.get("judge", {}), entry.get("check", {})
+        took = sum(entry.get(name, {}).get("seconds") or 0 for name in _STAGES)
+        problems = [
+            counted(checked[level], level[:-1])
+            for level in ("errors", "warnings")
+            if checked.get(level)
+        ]
+        rows.append((
+            f"round {entry['round']}", number(entry.get("sample", {}).get("completions")),
+            number(judged.get("questions")), number(judged.get("asked")),
+            number(judged.get("unread")), number(judged.get("comparisons")),
+            ", ".join(problems) or ("nothing" if checked else "–"), duration(took),
+        ))  # fmt: skip
+    columns = ("", "completions", "questions", "asked now", "unreadable", "comparisons",
+               "found by check", "time")  # fmt: skip
+    return Table("What went into each round", columns, tuple(rows))
+
+
+def _examples(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Some prompts with the first answer of every round's policy."""
+    sides = []
+    for place in range(count):
+        path = folder / f"round-{place}" / "evaluate" / "samples.jsonl"
+        sides.append(list(read_groups([str(path)]))[:_EXAMPLES])
+    if not sides:
+        return []
+    return [
+        {
+            "prompt": visible(groups[0].prompt_text),
+            "answers": [
+                ("first policy" if place == 0 else f"round {place}",
+                 visible(group.completions[0].text))
+                for place, group in enumerate(groups)
+            ],
+        }
+        for groups in zip(*sides, strict=True)
+    ]  # fmt: skip
+
+
+_MEANINGS = {
+    "reference": {
+        "initial": "Every round is kept close to the first policy: KL means the same in all.",
+        "previous": "Every round is kept close to the one before: after T rounds the policy may be "
+        "as far away as if β were T times smaller.",
+    },
+    "start": {
+        "previous": "A round trains on from the policy of the one before.",
+        "initial": "Every round trains the first policy anew.",
+    },
+    "data": {
+        "fresh": "A round trains on its own comparisons only.",
+        "expanded": "A round trains on the comparisons of all rounds so far.",
+    },
+}
+
+
+def _choices(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(name, settings[name], said[settings[name]]) for name, said in _MEANINGS.items()]
