@@ -222,7 +222,7 @@ class Room:
         }
 
 
-WHO = st.integers(0, 2)
+WHO = st.sampled_from([0, 1, 0, 1, 2])
 STEPS = st.one_of(
     st.tuples(st.just("ask"), WHO),
     st.tuples(st.just("ask"), WHO),
@@ -235,7 +235,7 @@ STEPS = st.one_of(
     ),
     st.tuples(st.just("undo"), WHO),
     st.tuples(st.just("send_again"), st.integers(0, 5)),
-    st.tuples(st.just("wait"), st.sampled_from([1, LEASE // 2, LEASE])),
+    st.tuples(st.just("wait"), st.sampled_from([1, LEASE // 2, LEASE, LEASE, LEASE])),
     st.tuples(st.just("overlap"), st.integers(1, 3)),
 )  # fmt: skip
 
@@ -259,16 +259,16 @@ def room(database_url: str) -> Iterator[Callable[..., Room]]:
 
 
 SLOW = settings(
-    max_examples=60, deadline=None, derandomize=True,
+    max_examples=50, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
 
 @SLOW
 @given(
-    steps=st.lists(STEPS, max_size=40),
+    steps=st.lists(STEPS, min_size=12, max_size=30),
     overlap=st.integers(1, 2),
-    shape=st.sampled_from([(1, 0, 0.0), (2, 0, 0.0), (4, 2, 0.3), (3, 1, 0.5)]),
+    shape=st.sampled_from([(1, 0, 0.0), (1, 0, 0.0), (2, 0, 0.0), (4, 2, 0.3), (3, 1, 0.5)]),
 )
 def test_any_sequence_is_what_its_events_say(
     room: Callable[..., Room], steps: list[tuple[Any, ...]], overlap: int, shape: Any
