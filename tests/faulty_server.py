@@ -173,58 +173,18 @@ class _Quiet(ThreadingHTTPServer):
         pass  # connections that end early are the point
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server_told: FaultyServer
+class JsonHandler(BaseHTTPRequestHandler):
+    """Reads and says JSON over connections that stay open."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def do_GET(self) -> None:
-        told = self.server_told
-        if not self.path.endswith("/models") or told.models is None:
-            self.send(404, json.dumps({"error": {"message": "no such page"}}))
-        elif not self._allowed():
-            self.send(401, json.dumps({"error": {"message": f"wrong key {self._key()}"}}))
-        else:
-            told.looks += 1
-            self.send(200, json.dumps({"object": "list", "data": list(told.models)}))
+    def body(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        return found
 
-    def do_POST(self) -> None:
-        told = self.server_told
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        seen = Seen(self.path, body, dict(self.headers), time.monotonic())
-        with told.lock:
-            number = len(told.seen)
-            told.seen.append(seen)
-            told.at_work += 1
-            told.most_at_work = max(told.most_at_work, told.at_work)
-        try:
-            self._answer(seen, told.fault(number, body))
-        finally:
-            with told.lock:
-                told.at_work -= 1
-
-    def _answer(self, seen: Seen, fault: Fault | None) -> None:
-        told = self.server_told
-        if not self._allowed():
-            self.send(401, json.dumps({"error": {"message": f"wrong key {self._key()}"}}))
-            return
-        known = [entry["id"] for entry in told.models or ()]
-        if known and seen.body["model"] not in known:
-            self.send(404, json.dumps({"error": {"message": f"no model {seen.body['model']}"}}))
-            return
-        answer = json.dumps(_document(told, seen)).encode()
-        if fault is not None:
-            with suppress(OSError):
-                fault(self, answer)
-            return
-        seen.answered = True
-        self.send(200, answer)
-
-    def _key(self) -> str:
-        return self.headers.get("Authorization", "").removeprefix("Bearer ")
-
-    def _allowed(self) -> bool:
-        return self.server_told.key in (None, self._key())
+    def say(self, code: int, document: Any) -> None:
+        self.send(code, json.dumps(document))
 
     def send(
         self,
@@ -243,6 +203,58 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+class _Handler(JsonHandler):
+    server_told: FaultyServer
+
+    def do_GET(self) -> None:
+        told = self.server_told
+        if not self.path.endswith("/models") or told.models is None:
+            self.say(404, {"error": {"message": "no such page"}})
+        elif not self._allowed():
+            self.say(401, {"error": {"message": f"wrong key {self._key()}"}})
+        else:
+            told.looks += 1
+            self.say(200, {"object": "list", "data": list(told.models)})
+
+    def do_POST(self) -> None:
+        told = self.server_told
+        body = self.body()
+        seen = Seen(self.path, body, dict(self.headers), time.monotonic())
+        with told.lock:
+            number = len(told.seen)
+            told.seen.append(seen)
+            told.at_work += 1
+            told.most_at_work = max(told.most_at_work, told.at_work)
+        try:
+            self._answer(seen, told.fault(number, body))
+        finally:
+            with told.lock:
+                told.at_work -= 1
+
+    def _answer(self, seen: Seen, fault: Fault | None) -> None:
+        told = self.server_told
+        if not self._allowed():
+            self.say(401, {"error": {"message": f"wrong key {self._key()}"}})
+            return
+        known = [entry["id"] for entry in told.models or ()]
+        if known and seen.body["model"] not in known:
+            self.say(404, {"error": {"message": f"no model {seen.body['model']}"}})
+            return
+        answer = json.dumps(_document(told, seen)).encode()
+        if fault is not None:
+            with suppress(OSError):
+                fault(self, answer)
+            return
+        seen.answered = True
+        self.send(200, answer)
+
+    def _key(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def _allowed(self) -> bool:
+        return self.server_told.key in (None, self._key())
 
 
 def _document(told: FaultyServer, seen: Seen) -> dict[str, Any]:

@@ -507,8 +507,9 @@ def test_sample_answers_files_and_texts_and_what_it_writes_is_read_again(
     assert call("sample", trained, prompts, *arguments)[0] == 0
     again = [json.loads(line) for line in out_file.read_text().splitlines()]
     assert again == result["samples"][::-1]  # a sample depends on its prompt, not on the batch
-    assert call("sample", trained, data, "--max-new-tokens", 2, "--out", out_file)[0] == 0
-    code, out, _ = call("check", out_file, "--json")
+    other = tmp_path / "other.jsonl"
+    assert call("sample", trained, data, "--max-new-tokens", 2, "--out", other)[0] == 0
+    code, out, _ = call("check", other, "--json")
     assert (code, one_object(out)["rows"]) == (0, 12)
 
 

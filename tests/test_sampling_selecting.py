@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prefopt.errors import RecipeError
 from prefopt.records import Completion, Group
 from prefopt.sampling.rejection import accepted
-from prefopt.sampling.selecting import Selection, select, select_all
+from prefopt.sampling.selecting import Selection, select, select_all, select_pairs
 
 
 def _group(*answers: tuple[str, float | None]) -> Group:
@@ -82,6 +82,20 @@ def test_groups_get_their_comparisons() -> None:
     assert [(edge.preferred, edge.dispreferred) for edge in group.comparisons] == [(1, 2)]
     assert group.completions == FOUR.completions
     assert left_out == {"no_pair": 1, "tied": 1}
+
+
+def test_rules_by_name() -> None:
+    def pairs(rule: str, **options: Any) -> list[tuple[int, int]]:
+        groups, _ = select_pairs([FOUR], rule=rule, **options)
+        return [(edge.preferred, edge.dispreferred) for edge in groups[0].comparisons]
+
+    assert pairs("best_worst") == [(1, 2)]
+    assert len(pairs("all_pairs")) == 6
+    assert sorted(pairs("top_k", k=3)) == [(1, 0), (1, 3), (3, 0)]
+    assert len(pairs("rso", k=4)) == 2
+    assert select_pairs([FOUR], rule="rso", k=5) == ([], {"too_few": 1, "no_pair": 1})
+    with pytest.raises(RecipeError, match="no rule"):
+        pairs("best")
 
 
 @given(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -23,6 +23,14 @@ from prefopt.sampling.rejection import accepted
 Keep = Literal["all", "top_k", "rso"]
 Pairs = Literal["best_worst", "all", "random"]
 Ties = Literal["random", "drop"]
+
+#: name of a rule -> which candidates, and which pairs of them
+RULES: Mapping[str, tuple[Keep, Pairs]] = {
+    "best_worst": ("all", "best_worst"),
+    "all_pairs": ("all", "all"),
+    "top_k": ("top_k", "all"),
+    "rso": ("rso", "random"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,45 @@ def select_all(
         if selected.pairs:
             edges = tuple(Comparison(pair.better, pair.worse) for pair in selected.pairs)
             yield replace(group, comparisons=edges, votes=())
+
+
+def select_pairs(
+    groups: Iterable[Group],
+    *,
+    rule: str,
+    margin: float = 0.0,
+    k: int = 2,
+    beta: float = 0.5,
+    seed: int = 0,
+) -> tuple[list[Group], dict[str, int]]:
+    """`select_all` by one of four named rules, as recipes have them.
+
+    Args:
+        groups: with scores.
+        rule: `best_worst`; `all_pairs`; `top_k`, all pairs of the k best; `rso`, k by rejection
+            sampling, each in one pair at most.
+        margin, seed: as in `Selection`.
+        k, beta: of the rules that keep some; the others do not read them.
+
+    Returns:
+        The groups that have comparisons, and what was left out, by reason.
+
+    Raises:
+        RecipeError: no such rule, or a value out of range.
+    """
+    if rule not in RULES:
+        raise RecipeError("is no rule", field="rule", value=rule, remedy=f"one of {list(RULES)}")
+    keep, pairs = RULES[rule]
+    how = Selection(
+        keep,
+        None if keep == "all" else k,
+        beta if keep == "rso" else None,
+        pairs,
+        margin,
+        seed=seed,
+    )
+    left_out: Counter[str] = Counter()
+    return list(select_all(groups, how, left_out)), dict(left_out)
 
 
 # -- which candidates ----------------------------------------------------------------------
