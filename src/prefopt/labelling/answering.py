@@ -25,7 +25,9 @@ LONGEST_COMMENT = 2000
 _LONGEST_KEY = 200
 
 
-_task, _annotator, _item = (sa.bindparam(f"of_{name}") for name in ("task", "annotator", "item"))
+_task: sa.BindParameter[Any] = sa.bindparam("of_task")
+_annotator: sa.BindParameter[Any] = sa.bindparam("of_annotator")
+_item: sa.BindParameter[Any] = sa.bindparam("of_item")
 _earlier = events.alias("earlier")
 #: the question of a lease, and the event that this very request has led to before
 _GIVEN = (

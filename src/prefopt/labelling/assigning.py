@@ -26,7 +26,8 @@ from prefopt.labelling.words import Shown
 APART = 10
 
 
-_task, _annotator = sa.bindparam("of_task"), sa.bindparam("of_annotator")
+_task: sa.BindParameter[Any] = sa.bindparam("of_task")
+_annotator: sa.BindParameter[Any] = sa.bindparam("of_annotator")
 _mine = sa.and_(claims.c.task == _task, claims.c.annotator == _annotator)
 _LIVE = (
     sa.select(claims)
@@ -84,7 +85,7 @@ _VOTED = (
     )
     .limit(1)
 )  # fmt: skip
-_start = sa.bindparam("start")
+_start: sa.BindParameter[Any] = sa.bindparam("start")
 _FROM = _VOTED.where(claims.c.place >= _start).order_by(claims.c.place)
 _BEFORE = _VOTED.where(claims.c.place < _start).order_by(claims.c.place.desc())
 

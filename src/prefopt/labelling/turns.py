@@ -23,7 +23,9 @@ from prefopt.labelling.tables import annotators, claims, events, items, members,
 from prefopt.labelling.words import Item, Kind, Shown, Task
 
 # Statements are made once: building one anew takes longer than running it.
-_task, _annotator, _item = (sa.bindparam(f"of_{name}") for name in ("task", "annotator", "item"))
+_task: sa.BindParameter[Any] = sa.bindparam("of_task")
+_annotator: sa.BindParameter[Any] = sa.bindparam("of_annotator")
+_item: sa.BindParameter[Any] = sa.bindparam("of_item")
 _ended = sa.select(claims.c.item).where(
     claims.c.task == _task, claims.c.holds_until <= sa.bindparam("now")
 )
