@@ -305,7 +305,7 @@ def _track(value: float, ends: Sequence[float] | None, low: float, high: float, 
     if ends is None:
         return Track(f"{place(value):.2f}%", "0%", "0%", word(value), "")
     left, right = place(ends[0]), place(ends[1])
-    said = f"{word(ends[0])} to {word(ends[1])}"
+    said = f"{word(ends[0])} to {word(ends[1])}".replace(" points", "")
     return Track(f"{place(value):.2f}%", f"{left:.2f}%", f"{right - left:.2f}%", word(value), said)
 
 
