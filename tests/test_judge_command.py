@@ -11,7 +11,10 @@ import pytest
 
 from prefopt.data.formats import read_groups
 from prefopt.data.worlds import ReviewWorld
-from prefopt.records import Comparison
+from prefopt.judges.judge import Verdict
+from prefopt.judges.judging import judge_groups
+from prefopt.judges.orders import merged
+from prefopt.records import Comparison, Completion, Group
 from tests.faulty_server import faulty_server, last_text, status
 
 Call = Callable[..., tuple[int, str, str]]
@@ -152,6 +155,29 @@ def test_a_server_that_fails_for_good_leaves_what_it_said(call: Call, data: Path
         result, _ = judged(call, data, "--judge", judge)
         assert (result["asked"], result["known"]) == (1, 2)
         assert len(server.answered) == 4
+
+
+def test_one_order_alone_says_nothing_of_a_bias() -> None:
+    class Half:
+        name = "half"
+
+        def identity(self) -> dict[str, Any]:
+            return {}
+
+        def compare_all(self, questions: Any, progress: Any = None) -> list[Verdict]:
+            said = [merged(Verdict(1.0), Verdict(None)), merged(Verdict(1.0), Verdict(0.0))]
+            inside = {"judge": {**said[1].transcript, "failures": {"empty": 2}}}
+            return [said[0], Verdict(1.0, order_consistent=True, transcript=inside)]
+
+        def score_all(self, answers: Any, progress: Any = None) -> list[float | None]:
+            raise NotImplementedError
+
+    group = Group("p", (Completion("a"), Completion("b"), Completion("b")))
+    found = judge_groups(Half(), [group])
+    assert (found.questions, found.unread, found.judged) == (2, 1, 1)
+    assert found.first_share == 0.5
+    assert found.failures == {"empty": 2}  # of the judge inside of a wrapper
+    assert (found.consistent, found.inconsistent) == (1, 0)
 
 
 # -- wrong input ---------------------------------------------------------------------------

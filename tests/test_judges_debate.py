@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.data.worlds import EnumerableWorld
 from prefopt.errors import DataError, RecipeError
 from prefopt.judges.debate import Debate
 from prefopt.judges.judge import Progress, Question, Verdict, compare, score
@@ -314,3 +315,68 @@ def test_the_position_bias_of_the_judge_is_taken_out() -> None:
     ):
         verdict = compare(wrapped, "case 0 +", POSITIVE, NEGATIVE)
         assert (verdict.probability, verdict.order_consistent) == (0.5, False)
+
+
+# -- what a policy learns from such labels -------------------------------------------------
+
+
+def learned_reward(world: EnumerableWorld, pairs: list[tuple[int, int]], said: Any) -> float:
+    """E[r] of a policy that can be any distribution, after DPO on these labels."""
+    import torch
+
+    from prefopt.objectives import Comparisons, Scores, dpo
+
+    reference = torch.tensor(world.reference).log()
+    logits = reference.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    comparisons = Comparisons.of(pairs, list(said), dtype=torch.float64)
+    lengths = torch.ones(len(reference), dtype=torch.int64)
+    for _ in range(150):
+        optimizer.zero_grad()
+        scores = Scores(logits.log_softmax(0), reference, lengths)
+        dpo(scores, comparisons, beta=0.5).mean().backward()
+        optimizer.step()
+    return float((logits.detach().softmax(0) * torch.tensor(world.reward)).sum())
+
+
+def draw(rng: random.Random) -> tuple[int, int]:
+    first, second = rng.sample(range(64), 2)
+    return first, second
+
+
+def test_a_policy_learns_more_from_debates_than_from_blind_labels_or_a_consultant() -> None:
+    world = EnumerableWorld.random(0, vocabulary=4, length=3)
+    rng = random.Random(0)
+    pairs = [draw(rng) for _ in range(400)]
+    better = [world.reward[i] > world.reward[j] for i, j in pairs]
+    asked = [
+        Question(f"case {n} {'+' if b else '-'}", POSITIVE, NEGATIVE) for n, b in enumerate(better)
+    ]
+    rewards = []
+    for writer, form in ((best(2), "consultancy"), (at_random(1), "debate"), (best(1), "debate")):
+        debate = Debate(JUDGE, [RuleWriter("w", writer)], rounds=1, form=form)  # type: ignore[arg-type]
+        said = [verdict.probability for verdict in debate.compare_all(asked)]
+        rewards.append(learned_reward(world, pairs, said))
+    consulted, blind, debated = rewards
+    start = float(world.reference @ world.reward)
+    assert consulted < start + 0.02  # labels of no worth: nothing is gained
+    assert blind > consulted + 0.03
+    assert debated > blind + 0.03
+
+
+def test_a_policy_learns_more_from_a_judge_with_a_critic() -> None:
+    world = EnumerableWorld.random(1, vocabulary=4, length=3)
+    rng = random.Random(0)
+    texts = ["x" * rng.randrange(1, 50) + f" {number}" for number in range(64)]
+    middle = sorted(world.reward)[32]
+
+    def critic(turn: Turn) -> str:
+        return "FAULT" if world.reward[int(turn.mine.split()[1])] < middle else "Sound."
+
+    pairs = [draw(rng) for _ in range(300)]
+    asked = [Question("p", texts[i], texts[j]) for i, j in pairs]
+    rewards = [
+        learned_reward(world, pairs, [verdict.probability for verdict in judge.compare_all(asked)])
+        for judge in (HASTY, Recursive(HASTY, RuleWriter("c", critic)))
+    ]
+    assert rewards[1] > rewards[0] + 0.03

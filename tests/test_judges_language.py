@@ -23,6 +23,7 @@ from prefopt.judges.selfreward import (
 )
 from prefopt.judges.speaking import Ask
 from prefopt.judges.table import make_judge
+from prefopt.judges.templates import mark_of
 from prefopt.records import Comparison, Completion, Group, Message
 from prefopt.sampling.failures import ServerError
 from tests.faulty_server import faulty_server, status
@@ -173,6 +174,18 @@ def test_what_is_judged_stands_between_marks_that_it_could_not_know() -> None:
     assert "user: Hi\n\nassistant: Hello" in text
     assert "in exactly this form: [[A]]" in text
     assert "one letter only" in load_rubric("pairwise").comparison(question, letters=True)
+
+
+def test_a_mark_that_a_text_has_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Digest:
+        def __init__(self, content: bytes, *, digest_size: int, salt: bytes) -> None:
+            self.salt = salt.decode()
+
+        def hexdigest(self) -> str:
+            return self.salt * 8
+
+    monkeypatch.setattr("prefopt.judges.templates.hashlib.blake2b", Digest)
+    assert mark_of("00000000", "a 11111111 b") == "22222222"
 
 
 def test_templates_are_not_filled_in_from_the_data() -> None:

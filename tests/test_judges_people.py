@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_a_task_that_is_there_is_used_if_it_wants_enough_people(room: Store) -> 
     assert room.progress("round").items == 1
     with pytest.raises(RecipeError, match="gives no scores"):
         score(judge, "p", "a")
+
+
+def test_an_item_that_comes_again_is_no_further_vote(
+    room: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = people(room)
+    with pytest.raises(WaitingForPeople):
+        judge.compare_all(QUESTIONS)
+    answer(room, "ann", 3, lambda text: text.startswith("good"))
+    claims = list(room.claims("round"))
+    again = [replace(claim, repeat=1, said="tie") for claim in claims]
+    monkeypatch.setattr(room, "claims", lambda task: iter(claims + again))
+    assert [v.transcript["votes"] for v in judge.compare_all(QUESTIONS)] == [{"first": 1}] * 3
 
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:

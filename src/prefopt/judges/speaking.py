@@ -19,6 +19,7 @@ from prefopt.errors import RecipeError
 from prefopt.records import Message, Prompt
 
 if TYPE_CHECKING:
+    from prefopt.engine.logps import Scorer
     from prefopt.engine.tokens import Ids
     from prefopt.policies.load import Policy
     from prefopt.sampling.server import Server
@@ -96,28 +97,39 @@ class LocalSpeaker:
         }
 
     def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
-        from prefopt.sampling.generate import sample
-
-        alike: dict[tuple[int, float], list[int]] = defaultdict(list)
         limit = self._policy.max_length
+        room = []
         for position, ask in enumerate(asks):
             if limit is not None and len(self._ids(ask.text)) + max_new_tokens > limit:
                 yield position, None
             else:
-                alike[ask.seed, ask.temperature].append(position)
-        for (seed, temperature), positions in alike.items():
-            for start in range(0, len(positions), self._batch_size):
-                chosen = positions[start : start + self._batch_size]
-                replies = sample(
-                    self._policy,
-                    [self._prompt(asks[position].text) for position in chosen],
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=seed,
-                    batch_size=self._batch_size,
-                )
-                for position, (reply,) in zip(chosen, replies, strict=True):
-                    yield position, reply
+                room.append(position)
+        # Asks of one question stand together and have several seeds, of which a batch has one: a
+        # window with a batch of each gives whole questions before the next ones begin.
+        window = self._batch_size * len({(ask.seed, ask.temperature) for ask in asks})
+        for start in range(0, len(room), window):
+            alike: dict[tuple[int, float], list[int]] = defaultdict(list)
+            for position in room[start : start + window]:
+                alike[asks[position].seed, asks[position].temperature].append(position)
+            for (seed, temperature), positions in alike.items():
+                texts = [asks[position].text for position in positions]
+                replies = self._replies(texts, seed, temperature, max_new_tokens)
+                yield from zip(positions, replies, strict=True)
+
+    def _replies(
+        self, texts: Sequence[str], seed: int, temperature: float, max_new_tokens: int
+    ) -> list[str]:
+        from prefopt.sampling.generate import sample
+
+        replies = sample(
+            self._policy,
+            [self._prompt(text) for text in texts],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=self._batch_size,
+        )
+        return [reply for (reply,) in replies]
 
     def weigh(
         self, texts: Sequence[str], answers: Sequence[str]
@@ -125,7 +137,6 @@ class LocalSpeaker:
         import torch
 
         from prefopt.engine.forest import pack
-        from prefopt.engine.logps import Scorer
         from prefopt.engine.tokens import TokenGroup
 
         endings = tuple(self._answer_ids(answer) for answer in answers)
@@ -141,12 +152,17 @@ class LocalSpeaker:
                 places.append(position)
         if not groups:
             return
-        scorer = Scorer(self._policy.model.eval())
         for positions in pack(groups, _MICROBATCH_TOKENS):
             with torch.no_grad():
-                logps = scorer([groups[position] for position in positions]).double().cpu()
+                logps = self._scorer([groups[position] for position in positions]).double().cpu()
             for position, row in zip(positions, logps.view(-1, len(answers)), strict=True):
                 yield places[position], row.tolist()
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        from prefopt.engine.logps import Scorer
+
+        return Scorer(self._policy.model.eval())
 
     @property
     def _chats(self) -> bool:
