@@ -114,6 +114,13 @@ KINDS: Mapping[str, Kind] = {
         argument="model",
         needs="the policy's folder, or the URL of a server",
     ),
+    "constitution": Kind(
+        settings.Constitution,
+        "prefopt.judges.principled:make_constitution",
+        "Every principle of a constitution decides, and their weighted mean counts.",
+        argument="file",
+        needs="a YAML file of principles",
+    ),
     "ensemble": Kind(
         settings.Ensemble,
         "prefopt.judges.ensemble:make_ensemble",
