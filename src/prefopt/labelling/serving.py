@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from signal import Signals
 
@@ -44,8 +45,6 @@ _BACKLOG = 2048
 
 class ServerStopped(KeyboardInterrupt):
     """Stopped by Ctrl-C or SIGTERM, after what was being answered."""
-
-    remedy = "run the same command again: everybody goes on where they were"
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {Signals(signum).name}; every answer that was given is kept")
@@ -83,7 +82,7 @@ def serve(
         RunError: the address cannot be listened at, or the processes do not stay alive.
         PrefoptError: the database cannot be used.
     """
-    _check(host, processes, remote, behind_https)
+    _check(host, port, processes, remote, behind_https)
     database = open_database(url)
     database.migrate()
     database.close()
@@ -129,8 +128,9 @@ class _Worker:
 
     def let_go(self) -> None:
         """Ask it to finish: its stdin is closed."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        with suppress(OSError):  # of one that is dead already
+            if self.process.stdin is not None:
+                self.process.stdin.close()
 
 
 @dataclass
@@ -174,13 +174,11 @@ class _Group:
             [sys.executable, "-m", "prefopt.labelling.worker"],
             stdin=subprocess.PIPE,
             pass_fds=[descriptor],
+            bufsize=0,
         )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(worker.line_of(self.settings, descriptor))
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died already, which is seen to in its turn
+        with suppress(OSError):  # if it has died already, that is seen to in its turn
+            if process.stdin is not None:
+                process.stdin.write(worker.line_of(self.settings, descriptor))
         return _Worker(process, time.monotonic())
 
     def _revive(self) -> None:
@@ -251,10 +249,14 @@ class _Probe:
 # -- where ----------------------------------------------------------------------------------
 
 
-def _check(host: str, processes: int, remote: bool, behind_https: bool) -> None:
+def _check(host: str, port: int, processes: int, remote: bool, behind_https: bool) -> None:
     if processes < 1:
         raise RecipeError(
             "must be at least 1", field="processes", value=processes, remedy="give another number"
+        )
+    if not 0 <= port <= 65535:
+        raise RecipeError(
+            "is not a port", field="port", value=port, remedy="give one from 0 to 65535"
         )
     if is_loopback(host):
         return
@@ -315,24 +317,19 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(
             (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
         )
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise _refusal(host, port, error) from error
 
 
-def _refusal(host: str, port: int, error: OSError | OverflowError) -> RunError | RecipeError:
-    number = getattr(error, "errno", None)
-    if isinstance(error, OverflowError):
-        return RecipeError(
-            "is not a port", field="port", value=port, remedy="give one from 0 to 65535"
-        )
-    if number == errno.EADDRINUSE:
+def _refusal(host: str, port: int, error: OSError) -> RunError:
+    if error.errno == errno.EADDRINUSE:
         return RunError(
             "the port is in use, perhaps by another server of yours",
             field="port",
             value=port,
             remedy="stop that one, or give another --port (0 takes any free one)",
         )
-    if number == errno.EACCES:
+    if error.errno == errno.EACCES:
         return RunError(
             "this user may not listen there", field="port", value=port,
             remedy="give a --port above 1023",

@@ -1,20 +1,26 @@
-"""What leads see: the team's page, and the same as files."""
+"""What leads see: the team's page, and the same as files.
+
+Statistics come with NumPy and are imported when they are first asked for: a server starts in half
+the time without them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from prefopt.labelling import exporting, statistics
 from prefopt.labelling.store import Store
 from prefopt.labelling.web.answers import REASONS
 from prefopt.labelling.web.questions import task_of
 from prefopt.labelling.web.room import as_json, page, room_of
 from prefopt.labelling.web.sessions import lead_of
 from prefopt.labelling.web.showing import frame
+
+if TYPE_CHECKING:
+    from prefopt.labelling.statistics import Team
 
 #: soft labels that the page lists; the file has all
 LISTED = 100
@@ -24,7 +30,7 @@ def team(request: Request) -> Response:
     """Progress, agreement, annotators, and where to look."""
     visitor = lead_of(request)
     task = task_of(request)
-    found = statistics.team(room_of(request).store, task.name)
+    found = _team(room_of(request).store, task.name)
     labels = sorted(
         found.labels, key=lambda label: (abs(label["probability"] - 0.5), label["item"])
     )
@@ -42,17 +48,27 @@ def team_json(request: Request) -> Response:
     """The same for programs."""
     lead_of(request)
     task = task_of(request)
-    return as_json(_plain(statistics.team(room_of(request).store, task.name).to_dict()))
+    return as_json(_plain(_team(room_of(request).store, task.name).to_dict()))
 
 
 def votes(request: Request) -> Response:
     """Every event, a line each."""
-    return _file(request, "votes", exporting.votes_lines)
+    from prefopt.labelling.exporting import votes_lines
+
+    return _file(request, "votes", votes_lines)
 
 
 def comparisons(request: Request) -> Response:
     """Groups with their votes aggregated, as prefopt's own JSONL."""
-    return _file(request, "comparisons", exporting.comparisons_lines)
+    from prefopt.labelling.exporting import comparisons_lines
+
+    return _file(request, "comparisons", comparisons_lines)
+
+
+def _team(store: Store, task: str) -> Team:
+    from prefopt.labelling.statistics import team
+
+    return team(store, task)
 
 
 def _file(request: Request, name: str, lines_of: Callable[[Store, str], Iterator[str]]) -> Response:
