@@ -28,11 +28,14 @@ from prefopt.engine.tokens import Ids
 from prefopt.policies.computing import computing
 from prefopt.policies.load import base_model
 from prefopt.sampling.drawing import next_tokens, real_device
-from prefopt.sampling.rows import Rows, empty_cache, may_share
+from prefopt.sampling.rows import Rows, empty_cache, may_share, windows
 
 #: nats between log-probabilities with a cache and without: rounding, no more
 _ROUNDING = {torch.float32: 1e-2, torch.float64: 1e-6}
 _HALF = 0.5  # for narrower weights
+_BEYOND = 64  # tokens beyond the widest window that are tried
+#: what the code of a model says to a cache that it does not know
+_STRANGE = (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
 
 #: model -> whether virtual tokens stand before -> up to which length, and what was found
 _TRUSTED: WeakKeyDictionary[Any, dict[bool, tuple[int, bool]]] = WeakKeyDictionary()
@@ -84,12 +87,16 @@ def serves(model: Any, length: int) -> bool:
     """Whether this generation serves a model up to so many tokens; the library's serves others.
 
     Keys and values that are kept wrongly give texts that look right. So each model is asked once
-    with a cache and once without: rows of different lengths, padded, copied, read in pieces.
+    with a cache and once without: rows of different lengths, padded, copied, read in pieces, and
+    longer than what its layers look back on.
     """
-    if not may_share(base_model(model)):
+    base = base_model(model)
+    if not may_share(base):
         return False
+    enough = max(windows(base), default=0) + _BEYOND
+    length = min(length, enough)
     kind = soft_prompt(model) is not None
-    known = _TRUSTED.setdefault(base_model(model), {})
+    known = _TRUSTED.setdefault(base, {})
     if known.get(kind, (0, True))[0] < length:
         known[kind] = (length, _agrees(model, length))
     return known[kind][1]
@@ -254,25 +261,27 @@ class _Reader:
 @torch.no_grad()
 def _agrees(model: Any, length: int) -> bool:
     """Whether sequences of that length have the same logits with our cache as without."""
-    base = base_model(model)
-    numbers = np.random.default_rng(0).integers(0, base.config.vocab_size, length)
-    whole, end = numbers.astype(np.int32), max(1, length // 2)
-    first = length - 2 if length > 2 else 1  # of a piece of several tokens, then one by one
-    reader = _Reader(model, [whole[:end], whole[: (end + 1) // 2]])
-    state, logits = reader.prompts_of([Row(0), Row(1), Row(0)])
-    for start, stop in ((end, first), *((place, place + 1) for place in range(first, length))):
-        if stop > max(start, end):
-            piece = torch.from_numpy(whole[max(start, end) : stop].astype(np.int64))
-            logits = reader.further(state, piece.to(reader.device).expand(3, -1))
-    tail = whole[end:]
+    numbers = np.random.default_rng(0).integers(0, base_model(model).config.vocab_size, length)
+    whole, end = numbers.astype(np.int64), max(1, length // 2)
+    prompts = [whole[:end].astype(np.int32), whole[: (end + 1) // 2].astype(np.int32)]
+    reader = _Reader(model, prompts)
+    rows = [Row(0), Row(1), Row(0)]
+    single = max(end, length - 2)  # up to there at once, then a token at a time
+    pieces = [(end, single), *((place, place + 1) for place in range(single, length))]
+    try:
+        state, logits = reader.prompts_of(rows)
+        for start, stop in pieces:
+            if stop > start:
+                piece = torch.from_numpy(whole[start:stop]).to(reader.device)
+                logits = reader.further(state, piece.expand(3, -1))
+    except _STRANGE:
+        return False
     worst = 0.0
-    for row, prompt in enumerate((whole[:end], whole[: (end + 1) // 2], whole[:end])):
-        tokens = torch.from_numpy(np.concatenate([prompt, tail]).astype(np.int64))
-        held = tokens.to(reader.device)[None]
+    for place, row in enumerate(rows):
+        tokens = np.concatenate([prompts[row.prompt], whole[end:]]).astype(np.int64)
+        held = torch.from_numpy(tokens).to(reader.device)[None]
         last = torch.tensor([len(tokens) - 1], device=reader.device)
-        expected = computing(model, partial(row_logits, model, held, torch.ones_like(held), last))[
-            0, 0
-        ]
-        distance = expected.log_softmax(-1) - logits[row].log_softmax(-1)
+        plain = computing(model, partial(row_logits, model, held, torch.ones_like(held), last))
+        distance = plain[0, 0].log_softmax(-1) - logits[place].log_softmax(-1)
         worst = max(worst, float(distance.abs().max()))
     return worst <= _ROUNDING.get(next(model.parameters()).dtype, _HALF)

@@ -8,6 +8,7 @@ mend, and asking again would change nothing.
 from __future__ import annotations
 
 import email.utils
+import json
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -56,10 +57,16 @@ def passes(error: BaseException) -> bool:
         return not spent and (error.status_code in _PASSING or error.status_code >= 500)
     if isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError):
         return True
-    # Truncated JSON is a ValueError, an end of file in the middle an OSError.
-    return isinstance(error, UnreadableReply | TimeoutError | OSError | ValueError) and not (
-        isinstance(error, PrefoptError)
-    )
+    # An answer that breaks off is not JSON any more, or no UTF-8.
+    broken = (UnreadableReply, json.JSONDecodeError, UnicodeDecodeError, TimeoutError)
+    return isinstance(error, broken)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server said no; another failure that does not pass is a fault of ours."""
+    import openai
+
+    return isinstance(error, openai.OpenAIError)
 
 
 def status_of(error: BaseException) -> int | None:

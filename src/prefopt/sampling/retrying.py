@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from prefopt.sampling.failures import asked_to_wait, gave_up, passes, refusal, status_of
+from prefopt.sampling.failures import asked_to_wait, gave_up, is_refusal, passes, refusal, status_of
 
 T = TypeVar("T")
 
@@ -94,6 +94,8 @@ class Persistence:
                     return await attempt()
             except Exception as error:
                 if not passes(error):
+                    if not is_refusal(error):
+                        raise
                     raise refusal(error, url=self.url, what=what, secret=self.secret) from error
                 pause = self._pause(error, number)
                 if (why := self._no_more(number, pause)) is not None:

@@ -123,6 +123,14 @@ def may_share(base: Any) -> bool:
     return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
+def windows(base: Any) -> list[int]:
+    """How many tokens each layer looks back on, of those that do not see all."""
+    layers = DynamicCache(config=base.config).layers
+    return [
+        layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)
+    ]
+
+
 def _layers(cache: DynamicCache) -> list[Growing]:
     return [x for x in cache.layers if isinstance(x, Growing) and x.is_initialized]
 
