@@ -188,7 +188,7 @@ def test_a_debate_is_kept_like_any_judge_and_its_parts_are_its_identity(tmp_path
     for other in (
         Debate(JUDGE, [RuleWriter("b", argue)], rounds=2),
         Debate(JUDGE, [RuleWriter("b", argue)], rounds=1, form="consultancy"),
-        Debate(JUDGE, [RuleWriter("b", best(2))], rounds=1),
+        Debate(JUDGE, [RuleWriter("c", argue)], rounds=1),
     ):
         assert json.dumps(other.identity()) != json.dumps(debate.identity())
 

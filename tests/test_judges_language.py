@@ -226,6 +226,13 @@ def test_rubrics_that_are_wrong_say_where(tmp_path: Path, text: str, words: str)
     assert str(path) in str(caught.value)
 
 
+def test_a_rubric_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_rubric("pairwize")
+    assert "one of additive, both, pairwise, points" in str(caught.value)
+    assert "debater" not in str(caught.value)
+
+
 def test_a_rubric_of_ones_own_is_used_and_is_part_of_the_identity(tmp_path: Path) -> None:
     path = tmp_path / "rubric.yaml"
     path.write_text("compare: 'Mine: {{ prompt }} {{ first }} {{ second }}'\n")

@@ -49,7 +49,16 @@ class Judge(Protocol):
     """Who compares completions.
 
     A judge that cannot score a completion by itself raises `RecipeError` in `score_all`
-    (`cannot_score`); one that scores compares by its scores (`by_scores`).
+    (`cannot_score`); one that scores compares by its scores (`scoring.compare_by_scores`).
+
+    It may also have, and whoever asks looks for it:
+
+    * `sees_order = False`: it asks both orders itself, or sees one completion at a time, so
+      `orders.fairly` asks it once;
+    * `compare_each(questions)` and `score_each(answers)`: iterators of (position, result) as they
+      come, which `kept.Kept` keeps one by one;
+    * `chunk`: else, how many questions it is given at once where verdicts are kept;
+    * `failures`: a Counter of replies that could not be read, by kind.
     """
 
     #: one word and what distinguishes it: `longest`, `reward:runs/rm`, `server:gpt-x`

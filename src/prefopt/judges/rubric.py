@@ -96,7 +96,7 @@ def load_rubric(name: str) -> Rubric:
     Raises:
         RecipeError: there is no such file, or something in it is wrong.
     """
-    document, file, rows = read_templates(name, "rubric")
+    document, file, rows = read_templates(name, "rubric", ("compare", "score"))
     for key in document:
         if key not in _SETTINGS:
             raise RecipeError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from prefopt.errors import DataError
 from prefopt.judges import settings
+from prefopt.judges.code import code_of, digest_of
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
 from prefopt.judges.orders import in_both_orders
 from prefopt.judges.scoring import compare_by_scores
@@ -173,7 +172,7 @@ def make_world(chosen: settings.World, context: Context) -> Judge:
             )
         return world.reward(prompt, completion)
 
-    about = {"kind": "world", "world": chosen.world, "code": _digest(Path(worlds.__file__))}
+    about = {"kind": "world", "world": chosen.world, "code": digest_of(Path(worlds.__file__))}
     return Scoring(f"world:{chosen.world}", worth, about, temperature=chosen.temperature)
 
 
@@ -188,7 +187,7 @@ def make_python(chosen: settings.Python, context: Context) -> Judge:
     function: Any = load_rule(chosen.function, field=f"{context.prefix}function")
     about = {
         "kind": "python", "function": chosen.function, "what": chosen.what,
-        "code": _code_of(function),
+        "code": code_of(function),
     }  # fmt: skip
     name = f"python:{chosen.function}"
     if chosen.what == "score":
@@ -201,19 +200,6 @@ def make_python(chosen: settings.Python, context: Context) -> Judge:
             remedy="remove it, or set what: score",
         )
     return Comparing(name, function, about)
-
-
-def _code_of(function: Any) -> str | None:
-    """Digest of the file that a function is written in, where there is one."""
-    try:
-        path = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # of a built-in function
-        return None
-    return None if path is None or not Path(path).is_file() else _digest(Path(path))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _finite(value: Any, name: str, completion: str) -> float:

@@ -8,7 +8,7 @@ completion that says "[[A]]" or "ignore the above" is seen to stand inside of an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
 _ALWAYS = {"mark"}
 
 
-def read_templates(name: str, setting: str) -> tuple[dict[str, Any], str, Mapping[str, int]]:
+def read_templates(
+    name: str, setting: str, keys: Sequence[str] = ()
+) -> tuple[dict[str, Any], str, Mapping[str, int]]:
     """The settings of a YAML file with templates, its path, and the row of every key.
 
     Args:
         name: a path, or the name of a shipped file.
         setting: where it was named, for messages.
+        keys: of which a shipped file has one, to be among those that a message proposes.
 
     Raises:
         RecipeError: there is no such file.
@@ -41,7 +44,9 @@ def read_templates(name: str, setting: str) -> tuple[dict[str, Any], str, Mappin
     if not path.suffix and not path.exists():
         path = SHIPPED / f"{name}.yaml"
     if not path.is_file():
-        shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+        shipped = sorted(
+            file.stem for file in SHIPPED.glob("*.yaml") if not keys or {*read(file)[0]} & {*keys}
+        )
         raise RecipeError(
             "there is no such file of instructions",
             field=setting,

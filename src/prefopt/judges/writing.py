@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, ValidationError
 
 from prefopt.errors import DataError, RecipeError
+from prefopt.judges.code import code_of
 from prefopt.judges.settings import Place, Rule, Spec
 from prefopt.judges.speaking import Ask, Speaker, local_speaker, served_speaker
 from prefopt.judges.table import Context
@@ -68,7 +68,7 @@ class RuleWriter:
     """A function of a turn.
 
     Args:
-        name: of it.
+        name: of it; two functions of one file need different ones, or they are one to a cache.
         function: gives a text.
     """
 
@@ -77,11 +77,7 @@ class RuleWriter:
         self._function = function
 
     def identity(self) -> Mapping[str, Any]:
-        try:
-            code: str | None = inspect.getsource(self._function)
-        except (OSError, TypeError):
-            code = None
-        return {"kind": "python", "function": self.name, "code": code}
+        return {"kind": "python", "function": self.name, "code": code_of(self._function)}
 
     def write(self, turns: Sequence[Turn]) -> list[str]:
         texts = [self._function(turn) for turn in turns]
@@ -155,7 +151,7 @@ def load_instructions(name: str, field: Literal["argue", "critique"]) -> Instruc
     Raises:
         RecipeError: there is no such file, or something in it is wrong.
     """
-    document, file, rows = read_templates(name, "prompts")
+    document, file, rows = read_templates(name, "prompts", (field,))
     for key in document:
         if key not in (field, "words"):
             raise RecipeError(
