@@ -165,28 +165,47 @@ def restore(
             raise RecipeError("only an empty task can be restored", field="task")
     made = insert_items(connection, number, ((one.key, one.new) for one in brought))
     known = {one.id: new for one, new in zip(brought, made, strict=True)}
+    _bring(connection, number, known, people, history)
+
+
+def _bring(
+    connection: sa.Connection,
+    task: int,
+    known: Mapping[int, int],
+    people: Mapping[int, Annotator],
+    history: list[Event],
+) -> None:
+    """Add events under new numbers, many at once; an undo must know the number it takes back."""
     numbers: dict[int, int] = {}
+    waiting: list[tuple[int, dict[str, Any]]] = []
+
+    def flush() -> None:
+        if waiting:
+            statement = events.insert().returning(events.c.id, sort_by_parameter_order=True)
+            made = connection.scalars(statement, [row for _, row in waiting]).all()
+            numbers.update(zip((old for old, _ in waiting), made, strict=True))
+            waiting.clear()
+
     for event in history:
+        payload = dict(event.payload)
+        if event.kind == "undo" or len(waiting) == _CHUNK:
+            flush()
         try:
-            payload = dict(event.payload)
             if event.kind == "undo":
                 payload["event"] = numbers[payload["event"]]
-            added = connection.execute(
-                events.insert()
-                .values(
-                    task=number, kind=event.kind, item=known[event.item],
-                    annotator=people[event.annotator].id, repeat=event.repeat,
-                    key=None if event.kind == "lease" else event.key, at=event.at,
-                    payload=dumped(payload),
-                )
-                .returning(events.c.id)
-            )  # fmt: skip
+            row = {
+                "task": task, "kind": event.kind, "item": known[event.item],
+                "annotator": people[event.annotator].id, "repeat": event.repeat,
+                "key": None if event.kind == "lease" else event.key, "at": event.at,
+                "payload": dumped(payload),
+            }  # fmt: skip
         except KeyError as error:
             raise DataError(
                 f"event {event.id} names something that is not there: {error}",
                 kind="impossible_event",
             ) from None
-        numbers[event.id] = added.scalar_one()
+        waiting.append((event.id, row))
+    flush()
 
 
 def _insert(connection: sa.Connection, table: sa.Table, rows: Iterable[dict[str, Any]]) -> None:
