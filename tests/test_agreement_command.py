@@ -247,3 +247,19 @@ def test_it_starts_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_judged_file_has_people_and_their_judge(call: Call, tmp_path: Path) -> None:
+    votes, judged = jsonl(tmp_path / "votes.jsonl", *VOTES), tmp_path / "judged.jsonl"
+    assert call("judge", votes, "--judge", "shortest", "--out", judged)[0] == 0
+    counts = []
+    for files in ((judged,), (votes, judged)):  # the votes in it are the same votes
+        code, out, _ = call("agreement", *files, "--json")
+        result = json.loads(out)
+        assert code == 0
+        people = "judged" if len(files) == 1 else "votes"
+        parts = [row_of(result["tables"][0], one, people)["with_ties"]
+                 for one in ("shortest", LONGER, people)]  # fmt: skip
+        counts.append([(part["agreed"], part["compared"]) for part in parts])
+        assert result["judgements"] == 4 + 2
+    assert counts[0] == counts[1] == [(1, 4), (2, 4), (1, 2)]

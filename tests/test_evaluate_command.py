@@ -89,6 +89,12 @@ def test_nothing_readable_is_no_rate() -> None:
     assert (found["rate"], found["p"], found["unreadable"]) == (None, None, 1)
 
 
+def test_equal_lengths_say_nothing_of_a_taste_for_length() -> None:
+    found = compared([match("a", "xx", "yy", 1.0), match("b", "xxx", "y", 1.0)])
+    taste = found["length"]["judge_takes_longer"]
+    assert (taste["value"], taste["comparisons"]) == (1.0, 1)
+
+
 def many(seed: int, count: int = 60) -> list[Match]:
     rng = random.Random(seed)
     return [
@@ -111,7 +117,11 @@ def test_seen_from_the_other_side_it_is_the_same_match() -> None:
     assert there["p"] == pytest.approx(here["p"])
     fits = [found["length_controlled"]["rate"] for found in (here, there)]
     assert fits[0] + fits[1] == pytest.approx(1, abs=2e-3)
-    assert there["length"]["judge_takes_longer"] == here["length"]["judge_takes_longer"]
+    left, right = here["length"], there["length"]
+    assert right["judge_takes_longer"] == left["judge_takes_longer"]
+    assert right["longest_wins"]["value"] == pytest.approx(1 - left["longest_wins"]["value"])
+    assert left["longest_wins"]["value"] != 0.5
+    assert (right["mean"], right["baseline_mean"]) == (left["baseline_mean"], left["mean"])
 
 
 def test_the_order_of_the_rows_changes_nothing() -> None:
@@ -267,6 +277,21 @@ def test_two_runs_are_compared_prompt_by_prompt(call: Call, tmp_path: Path) -> N
     assert (apart["p"], apart["better"]) == (pytest.approx(paired["p"], abs=0.02), paired["worse"])
     assert together["ranking"]["policies"][0]["policy"] == "second"
     assert "permutation test" in call(*runs)[1]
+
+
+def test_a_judged_file_is_evaluated_as_its_judge_said(call: Call, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{i}", "meta": {"kind": "a"}, "completions": [
+            {"text": "x" * (1 + i % 4), "source": "ours"}, {"text": "y" * 2, "source": "base"}]}
+        for i in range(12)
+    ]  # fmt: skip
+    samples, judged = jsonl(tmp_path / "samples.jsonl", *rows), tmp_path / "judged.jsonl"
+    assert call("judge", samples, "--judge", "longest", "--out", judged)[0] == 0
+    later = only_of(call("evaluate", judged, "--by", "kind", "--json")[1])
+    now = only_of(call("evaluate", samples, "--judge", "longest", "--by", "kind", "--json")[1])
+    assert later == now
+    code, _, err = call("evaluate", samples)
+    assert (code, "no verdicts between two policies" in err) == (2, True)
 
 
 def test_models_are_asked_now(call: Call, save_policy: Callable[..., Path], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from prefopt.data.aggregation.statements import (
     called,
     kinds_by_name,
     kinds_by_pattern,
+    once,
 )
 from prefopt.data.aggregation.table import FIRST, SECOND, TIE
 from prefopt.errors import DataError
@@ -84,7 +85,7 @@ def agreement(
         DataError: there are no statements, or a row is wrong.
         RecipeError: a kind is not written as `name=pattern`.
     """
-    statements = list(reader)
+    statements = once(reader)
     kind_of: Kind = kinds_by_pattern(kinds) if kinds else kinds_by_name(statements)
     kept = [statement for statement in statements if kind_of(statement) is not None]
     if not kept:

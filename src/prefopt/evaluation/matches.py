@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefopt.data import fields, judged
+from prefopt.data.aggregation.statements import columns_of, verdicts_of
 from prefopt.data.files import Row, find_files, stream_rows
+from prefopt.data.formats import read_groups
 from prefopt.errors import DataError
 from prefopt.evaluation.asking import settled
 from prefopt.judges.judge import Question, Verdict
-from prefopt.records import Prompt, prompt_key
+from prefopt.records import Group, Prompt, prompt_key
 from prefopt.runs import atomic_file
 
 _SAID = {1.0: "model_a", 0.0: "model_b", 0.5: "tie", None: "unreadable"}
@@ -104,14 +106,18 @@ def write_matches(path: str, matches: Iterable[Match], judge: str) -> int:
 
 
 def read_matches(paths: str | Sequence[str]) -> list[Match]:
-    """Matches from rows of `write_matches`, or of any arena with texts and names of models.
+    """Matches from rows of `write_matches`, of any arena with texts and names of models, or of
+    groups with comparisons between completions that have a source (`prefopt judge`).
 
     Raises:
         DataError: a row is no match, or there is none.
     """
-    matches = []
+    matches: list[Match] = []
     files = find_files([paths] if isinstance(paths, str) else list(paths))
     for file in files:
+        if not _begins_with_models(file):
+            matches += [match for group in read_groups(file) for match in _of_group(group)]
+            continue
         for number, row in stream_rows(file):
             try:
                 matches.append(_match(row))
@@ -119,8 +125,33 @@ def read_matches(paths: str | Sequence[str]) -> list[Match]:
                 error.file, error.row = error.file or file, error.row or number
                 raise
     if not matches:
-        raise DataError("the file has no rows", kind="empty_file", file=files[0])
+        raise DataError(
+            "there are no verdicts between two policies", kind="no_comparisons", file=files[0],
+            remedy="give --judge, or rows with verdicts and completions that have a source",
+        )  # fmt: skip
     return matches
+
+
+def _begins_with_models(file: str) -> bool:
+    for _, row in stream_rows(file):
+        return isinstance(row, DataError) or "model_a" in row
+    return True
+
+
+def _of_group(group: Group) -> Iterator[Match]:
+    """The verdicts of a group, or its comparisons, between completions of two sources."""
+    said: list[tuple[int, int, float | None, bool | None]] = [
+        (verdict.first, verdict.second, verdict.probability, verdict.order_consistent)
+        for verdict in verdicts_of(group)
+    ] or [(e.preferred, e.dispreferred, e.probability, None) for e in group.comparisons]
+    columns = columns_of(group)
+    for first, second, probability, consistent in said:
+        left, right = group.completions[first], group.completions[second]
+        if left.source and right.source and left.source != right.source:
+            yield Match(
+                group.prompt, left.source, right.source, (left.text, right.text),
+                Verdict(probability, None, consistent), columns,
+            )  # fmt: skip
 
 
 def _row(match: Match, judge: str) -> Row:

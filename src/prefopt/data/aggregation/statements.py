@@ -105,6 +105,7 @@ class Reader:
 
     def _texts(self, file: str) -> Iterator[Statement]:
         for group in GroupReader([file], on_error="skip", on_refused=self._refused):
+            self.unreadable += sum(said.probability is None for said in verdicts_of(group))
             yield from of_group(group, file)
 
     def _refused(self, error: DataError) -> None:
@@ -116,23 +117,64 @@ class Reader:
             self.skipped[error.kind] += 1
 
 
-def of_group(group: Group, file: str) -> Iterator[Statement]:
-    """What the votes of a group say; without votes, what its comparisons say.
+class Said(NamedTuple):
+    """What a judge said of two completions of a group, as `prefopt judge` writes it.
 
-    A comparison of probability ½ is a tie, and any other is for the more probable side.
+    Attributes:
+        first, second: the completions.
+        probability: that the first is better; None where it is unreadable.
+        order_consistent: see `judges.judge.Verdict`.
+        judge: its name.
     """
-    columns = {**group.meta, **({} if group.source is None else {"source": group.source})}
-    said: Iterable[tuple[int, int, int, str | None]] = (
-        (vote.first, vote.second, _CODES[vote.choice], vote.annotator) for vote in group.votes
-    )
-    if not group.votes:
-        said = (
-            (e.preferred, e.dispreferred, TIE if e.probability == 0.5
-             else FIRST if e.probability > 0.5 else SECOND, None)
-            for e in group.comparisons
-        )  # fmt: skip
-    key = group.prompt_key
-    for first, second, choice, annotator in said:
+
+    first: int
+    second: int
+    probability: float | None
+    order_consistent: bool | None
+    judge: str
+
+
+def verdicts_of(group: Group) -> list[Said]:
+    """The verdicts that `prefopt judge` noted in a group, if it did."""
+    judge, notes = group.meta.get("judge"), group.meta.get("verdicts")
+    found = []
+    for note in notes if isinstance(judge, str) and isinstance(notes, list) else ():
+        try:
+            first, second = map(int, note["pair"])
+            consistent, probability = note.get("order_consistent"), note["probability"]
+            sides = group.completions[first], group.completions[second]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            continue  # a column of somebody else's that is called so
+        if sides[0].text != sides[1].text:
+            found.append(Said(first, second, probability, consistent, str(judge)))
+    return found
+
+
+def columns_of(group: Group) -> dict[str, Any]:
+    """What is known of a group beside its texts and verdicts, for a breakdown."""
+    own = () if group.source is None else (("source", group.source),)
+    return {**{n: v for n, v in group.meta.items() if n not in ("judge", "verdicts")}, **dict(own)}
+
+
+def of_group(group: Group, file: str) -> Iterator[Statement]:
+    """What the votes and the verdicts of a group say; without either, what its comparisons say.
+
+    A probability of ½ is a tie, and any other is for the more probable side.
+    """
+    verdicts, columns, key = verdicts_of(group), columns_of(group), group.prompt_key
+    said: list[tuple[int, int, int, str | None, str | None]] = [
+        (vote.first, vote.second, _CODES[vote.choice], vote.annotator, None) for vote in group.votes
+    ]
+    said += [
+        (v.first, v.second, TIE if v.order_consistent is False else _side(v.probability),
+         v.judge, v.judge)
+        for v in verdicts
+        if v.probability is not None
+    ]  # fmt: skip
+    if not group.votes and not verdicts:
+        said = [(e.preferred, e.dispreferred, _side(e.probability), None, None)
+                for e in group.comparisons]  # fmt: skip
+    for first, second, choice, annotator, kind in said:
         sides = group.completions[first], group.completions[second]
         if sides[0].text == sides[1].text:
             continue  # nobody can prefer a text to itself
@@ -140,8 +182,23 @@ def of_group(group: Group, file: str) -> Iterator[Statement]:
         yield Statement(
             key, key, (left.text, right.text),
             ((left.source or "", left.text), (right.source or "", right.text)),
-            choice, annotator, file, columns, group.prompt,
+            choice, annotator, file, columns, group.prompt, kind,
         )  # fmt: skip
+
+
+def _side(probability: float) -> int:
+    return TIE if probability == 0.5 else FIRST if probability > 0.5 else SECOND
+
+
+def once(statements: Iterable[Statement]) -> list[Statement]:
+    """Without what a later file repeats of somebody: a judged file has the votes it was made of."""
+    first: dict[Any, str] = {}
+    kept = []
+    for said in statements:
+        key = said.annotator, said.question, frozenset(said.options)
+        if said.annotator is None or first.setdefault(key, said.file) == said.file:
+            kept.append(said)
+    return kept
 
 
 # -- kinds of voices -----------------------------------------------------------------------
