@@ -29,7 +29,7 @@ from prefopt.labelling.replaying import replay
 from prefopt.labelling.statistics import team
 from prefopt.labelling.store import Store
 from prefopt.labelling.words import Answer, NewItem, Pressed, Task
-from prefopt.records import Completion, Message
+from prefopt.records import Completion, Message, Prompt
 from tests.test_labelling_intake import png
 
 Call = Callable[..., tuple[int, str, str]]
@@ -73,17 +73,13 @@ def questions(store: Store, *, gold: int = 1) -> list[NewItem]:
     """Two rows of three completions, one with an image; pairs of plain text; gold."""
     picture = store.add_media(png(3), "image/png")
     chat = (Message("system", "s\0"), Message("user", "u 😀\u2028"))
-    items = []
-    for prompt, media in (("p", ()), (chat, (picture,))):
-        sides = [
-            Completion(text, score, "who") for text, score in (("a", 0.1), ("b", None), ("c", -2.0))
-        ]
-        items += [
-            NewItem(
-                prompt, sides[a], sides[b], source="s", meta={"row": [1, {"x": None}]}, media=media
-            )
-            for a, b in ((0, 1), (0, 2), (1, 2))
-        ]
+    rows: tuple[tuple[Prompt, tuple[str, ...]], ...] = (("p", ()), (chat, (picture,)))
+    a, b, c = Completion("a", 0.1, "who"), Completion("b", None, "who"), Completion("c", -2.0)
+    items = [  # of the two rows in turn: neither is together
+        NewItem(prompt, *sides, source="s", meta={"row": [1, {"x": None}]}, media=media)
+        for sides in ((a, b), (a, c), (b, c))
+        for prompt, media in rows
+    ]
     items += [
         NewItem(f"q{n}", Completion("x"), Completion("y\\"), priority=-n / 3) for n in range(3)
     ]
@@ -205,7 +201,8 @@ def test_an_export_is_preferences_that_everything_reads(store: Store, tmp_path: 
     rows = lines_of(tmp_path / "out" / "votes.jsonl")
     assert [len(row["completions"]) for row in rows] == [3, 3, 2, 2, 2, 2, 2, 2]
     items = [item for row in rows for item in row["meta"]["labelling"]["items"]]
-    assert [item["number"] for item in items] == list(range(1, 13))
+    assert sorted(item["number"] for item in items) == list(range(1, 13))
+    assert [item["number"] for item in items[:6]] == [1, 3, 5, 2, 4, 6]
     # every event is there once, and in order
     numbers = sorted(event["number"] for item in items for event in item["events"])
     assert numbers == list(range(1, said["events"] + 1))
@@ -447,7 +444,9 @@ def test_a_backup_of_sqlite_is_a_database_made_amid_the_work(store: Store, tmp_p
     said = backup_sqlite(tmp_path / "labels.db", tmp_path / "kept" / "monday.db")
     source.rollback(), source.close()
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["monday.db"]
-    assert said["bytes"] == (tmp_path / "kept" / "monday.db").stat().st_size
+    data = (tmp_path / "kept" / "monday.db").read_bytes()
+    assert said["bytes"] == len(data)
+    assert data[18:20] == b"\1\1"  # without a log beside it, so it can lie on a read-only disk
     copy = Store(open_database(str(tmp_path / "kept" / "monday.db")))
     assert list(copy.events("t")) == list(store.events("t"))
     assert copy.database.read is not None and copy.annotators() == store.annotators()
@@ -496,6 +495,18 @@ def test_people_are_let_in_and_shut_out(there: Path, store: Store, call: Call) -
     code, out, _ = call("label", "add-annotator", "lea", "--lead")
     assert code == 0 and out.startswith("http://127.0.0.1:8000/enter/") and "lea (lead)" in out
     assert store.annotator("lea").role == "lead"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["serve", "demo", "add-annotator", "revoke", "status", "export", "import", "backup"],
+)
+def test_every_help_page_describes_its_json(call: Call, verb: str) -> None:
+    code, out, err = call("label", verb, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: prefopt label {verb}" in out
+    assert "With --json" in " ".join(out.split())
+    assert verb in call("label", "--help")[1]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ def test_items_of_one_row_are_one_group_with_each_completion_once(diary: Diary) 
     assert soft_labels(rows, "smoothed") == {1: 0.75, 3: 0.25}
 
 
+def test_a_completion_that_came_earlier_may_be_the_second(diary: Diary) -> None:
+    x, y, z = Completion("x"), Completion("y"), Completion("z")
+    items = [replace(item(1), new=NewItem("p", x, y)), replace(item(2), new=NewItem("p", z, x))]
+    diary.says(1, 2, "first")
+    rows = rows_of(items, answers_of(diary.events), {1: "ann"})
+    assert rows[0].places == [(0, 1), (2, 0)]
+    assert soft_labels(rows, "smoothed") == {2: 0.75}
+
+
 def test_what_was_taken_back_skipped_repeated_or_gold_is_no_vote(diary: Diary) -> None:
     taken = diary.says(1, 1, "first")
     diary.undoes(1, 1, taken)
