@@ -21,7 +21,7 @@ from prefopt.judges.selfreward import (
     reasons_to_stop,
     watch,
 )
-from prefopt.judges.speaking import Ask
+from prefopt.judges.speaking import Ask, LocalSpeaker, served_speaker
 from prefopt.judges.table import make_judge
 from prefopt.judges.templates import mark_of
 from prefopt.records import Comparison, Completion, Group, Message
@@ -419,3 +419,29 @@ def test_monitors_stop_a_loop_that_feeds_on_itself() -> None:
     watch(paper)
     with pytest.raises(LoopStopped, match="longer than at the start"):
         watch(grown)
+
+
+def test_a_policy_says_the_same_here_and_behind_a_server(save_policy: Any) -> None:
+    import threading
+
+    from prefopt.policies.load import load_policy
+    from tests.serving_policy import serve
+
+    policy = load_policy(save_policy("llama", max_position_embeddings=4096), device="cpu")
+    rubric = load_rubric("pairwise")
+    questions = [Q, Question(Q.prompt, Q.second, Q.first), Question("Hi", "one", "another")]
+    asks = [Ask(rubric.comparison(question, letters=False)) for question in questions]
+    here = dict(LocalSpeaker(policy, batch_size=2).say(asks, max_new_tokens=5))
+    assert len({*here.values()}) > 1
+    http = serve(policy)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        served = served_speaker(f"http://127.0.0.1:{http.server_address[1]}", concurrency=1)
+        assert dict(served.say(asks, max_new_tokens=5)) == here
+        with pytest.raises(RecipeError, match="gives no log-probabilities"):
+            list(served.weigh([asks[0].text], ("A", "B")))
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
