@@ -204,7 +204,7 @@ def _scored(groups: Sequence[Group], policies: tuple[str, str], device: str | No
 def scores(judge: Judge) -> bool:
     """Whether a judge scores completions; asked nothing, one that does says nothing."""
     try:
-        judge.score_all([])
+        getattr(judge, "judge", judge).score_all([])  # one that remembers answers nothing itself
     except RecipeError:
         return False
     return True

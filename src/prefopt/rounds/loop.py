@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefopt.errors import RecipeError
 from prefopt.judges.kept import Kept
 from prefopt.judges.people import WaitingForPeople
 from prefopt.judges.table import make_judge
@@ -62,6 +63,7 @@ class Loop:
 
     def run(self) -> dict[str, Any]:
         """All rounds; see `run_rounds`."""
+        self.check_training()
         self._say("What the rounds stand on")
         self.ground: Ground = prepare(self.ledger, progress=self.progress)
         state, reason = "done", None
@@ -77,6 +79,18 @@ class Loop:
         except WaitingForPeople as waiting:
             state, reason = "waiting", f"{waiting.message}; {waiting.remedy}"
         return self.record(state, reason=reason)
+
+    def check_training(self) -> None:
+        """Refuse now what the objective would refuse after an hour of sampling."""
+        from prefopt.training.prepare import settle
+
+        settings = training(self.file, "model", ["data"], "out", "initial")
+        try:
+            settle(load_recipe(None, settings, origin="train"))
+        except RecipeError as error:
+            error.file, error.field = self.rounds.path, f"train.{error.field}"
+            error.row = self.rounds.rows.get(error.field)
+            raise
 
     def record(self, state: str, **further: Any) -> dict[str, Any]:
         """Write down where the loop is, with the best round so far."""
@@ -175,7 +189,10 @@ class Loop:
 
         def work(folder: Path) -> Mapping[str, Any]:
             first = 1 if self.file.data == "expanded" else number
-            data = [str(self.pairs(past)) for past in range(first, number + 1)]
+            data = [
+                {"path": str(self.pairs(past)), "name": f"round-{past}"}
+                for past in range(first, number + 1)
+            ]
             start, reference = self.start_of(number), self.reference_of(number)
             settings = training(self.file, start, data, str(folder), reference)
             if number > 1 and self.file.start == "previous":

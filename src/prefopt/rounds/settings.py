@@ -7,7 +7,7 @@ judge's own file to that file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from prefopt.errors import RecipeError
+from prefopt.judges.table import check_spec
 from prefopt.recipe import load_recipe
 from prefopt.recipe.refusals import explain
 from prefopt.recipe.sections import PositiveInt, Strict, Text
@@ -219,10 +220,10 @@ def make_rounds(
 
 
 def training(
-    file: RoundsFile, model: str, data: list[str], out: str, reference: str
+    file: RoundsFile, model: str, data: Sequence[Any], out: str, reference: str
 ) -> dict[str, Any]:
     """The recipe of one round, as overrides of nothing."""
-    fixed = {"model": model, "data": data, "out": out, "seed": file.seed}
+    fixed: dict[str, Any] = {"model": model, "data": list(data), "out": out, "seed": file.seed}
     if reference != "initial":
         fixed["reference"] = reference
     if file.device is not None:
@@ -251,6 +252,7 @@ def _problems(rounds: Rounds) -> Iterator[RecipeError]:
             )
     yield from _idle(rounds)
     yield from _training_problems(rounds)
+    yield from _judge_problems(rounds)
 
 
 def _idle(rounds: Rounds) -> Iterator[RecipeError]:
@@ -279,6 +281,22 @@ def _idle(rounds: Rounds) -> Iterator[RecipeError]:
             f"has no effect with rule: {select.rule}", "select.beta", value=select.beta,
             remedy="leave it out, or choose rso",
         )  # fmt: skip
+
+
+def _judge_problems(rounds: Rounds) -> Iterator[RecipeError]:
+    """Judges that cannot be, before anything is sampled for them."""
+    for name, spec in (
+        ("judge", rounds.file.judge),
+        ("evaluate.judge", rounds.file.evaluate.judge),
+    ):
+        try:
+            if spec is not None:
+                check_spec(spec)
+        except RecipeError as error:
+            if error.file is None:
+                error.file, error.row = rounds.path, rounds.rows.get(name)
+                error.field = f"{name}.{error.field}" if error.field else name
+            yield error
 
 
 def _training_problems(rounds: Rounds) -> Iterator[RecipeError]:
