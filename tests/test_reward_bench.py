@@ -157,6 +157,16 @@ def test_a_policy_is_scored_by_subset(
     assert {s["subset"]: s["accuracy"]["value"] for s in result["subsets"]} == {
         name: sum(held) / len(held) for name, held in expected.items()
     }
+    # the same policy as a judge, by another path
+    spec = tmp_path / "judge.yaml"
+    spec.write_text(f"kind: implicit\nmodel: {policy}\nreference: {reference}\n")
+    code, shown, err = call("score", "--judge", spec, "--data", path, "--by", "subset",
+                            "--out", out, "--json")  # fmt: skip
+    assert code == 0, err
+    judged = [json.loads(line) for line in out.read_text().splitlines()]
+    gaps = [one["score_preferred"] - one["score_dispreferred"] for one in judged]
+    assert gaps == pytest.approx([one["margin"] for one in rows], abs=1e-4)
+    assert json.loads(shown)["subset_mean"] == result["subset_mean"]
     # a policy against itself knows nothing: half right, and never strictly
     same = json.loads(call("score", policy, "--reference", policy, "--data", path, "--json")[1])
     assert (same["accuracy"], same["strict"]["accuracy"]["value"], same["equal"]) == (0.5, 0.0, 5)
