@@ -295,10 +295,24 @@ def test_undo_shows_what_was_said(client: Client) -> None:
     assert re.search(r'value="3" checked', page) and re.search(r'value="safe" selected', page)
 
 
+def test_what_was_said_is_told_in_terms_of_the_screen(store: Store, client: Client) -> None:
+    browser = client("ann")
+    for n, choice in enumerate(("left", "right", "tie", "skip")):
+        following = send(browser, fields(ask(browser), choice)).json()["next"]
+        form = {"csrf": following["csrf"], "key": f"undo {n}".replace(" ", "-")}
+        before = browser.post("/tasks/kind/undo", data=form, headers=JSON).json()["next"]
+        assert before["before"]["choice"] == choice
+        other = {"left": "right", "right": "left"}.get(choice, "left")
+        send(browser, fields(before, other))
+    swaps = {event.payload["swapped"] for event in store.events("kind") if event.kind == "lease"}
+    assert swaps == {True, False}  # else the sides would not have been put to the test
+
+
 def test_undo_with_nothing_to_undo(client: Client) -> None:
     browser = client("ann")
     question = ask(browser)
     form = {"csrf": question["csrf"], "key": "u"}
+    refusal(browser.post("/tasks/kind/undo", data=form | {"csrf": "x"}, headers=JSON), 403)
     assert browser.post("/tasks/kind/undo", data=form, headers=JSON).json()["undone"] is False
     assert browser.post("/tasks/kind/undo", data=form).status_code == 303
 
@@ -376,6 +390,7 @@ def test_a_lease_is_its_owners(store: Store, client: Client) -> None:
     assert refusal(send(ben, fields(bens) | {"lease": anns["lease"]}), 409)["type"] == "LeaseError"
     page = ben.post("/tasks/kind/answers", data=fields(bens) | {"lease": anns["lease"]})
     assert page.status_code == 409 and "no longer yours" in page.text
+    assert 'href="/tasks/kind"' in page.text  # the way on
     assert votes(store) == []
 
 

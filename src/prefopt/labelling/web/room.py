@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -18,6 +19,7 @@ from prefopt.labelling.store import Store
 from prefopt.labelling.web.errors import FieldError, MediaTypeError, RefusedError
 from prefopt.labelling.web.pages import Pages
 
+_LOG = logging.getLogger("prefopt.labelling")
 _FORM = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 50
 Form = Mapping[str, str]
@@ -25,11 +27,20 @@ Form = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The app's own things: the store, its pages, and whether it is reached by HTTPS."""
+    """The app's own things.
+
+    Attributes:
+        store: where everything is kept.
+        pages: its templates.
+        secure: it is reached by HTTPS.
+        types: of images and recordings that were asked for, by digest: what a digest stands for
+            never changes, and their bytes need not be read to write a page.
+    """
 
     store: Store
     pages: Pages
     secure: bool
+    types: dict[str, str] = field(default_factory=dict)
 
 
 def room_of(request: Request) -> Room:
@@ -76,10 +87,18 @@ def refused(request: Request, error: PrefoptError) -> Response:
     status = status_of(error)
     retry = error.retry_after if isinstance(error, RefusedError) else _AWAY.get(status)
     headers = {"retry-after": str(retry)} if retry else None
+    heading = error.heading if isinstance(error, RefusedError) else _refusal(error)[1]
+    if status >= 500 and not isinstance(error, RefusedError):
+        _LOG.error("%s", error)  # where the database lies is the log's business alone
+        error = PrefoptError(
+            "this could not be done now; the server's log says why",
+            remedy="wait a little and send it again: the same answer never counts twice",
+        )
     if wants_json(request):
         return as_json({"error": error.to_dict()}, status, headers)
-    heading = error.heading if isinstance(error, RefusedError) else _refusal(error)[1]
-    return page(request, "error.html.j2", {"heading": heading, "error": error}, status, headers)
+    task = request.path_params.get("task") if status in _GO_ON else None
+    filled = {"heading": heading, "error": error, "status": status, "task": task}
+    return page(request, "error.html.j2", filled, status, headers)
 
 
 #: what the store refuses: the status, and the heading of the page
@@ -89,6 +108,8 @@ _REFUSALS: tuple[tuple[type[PrefoptError], int, str], ...] = (
     (UnknownTaskError, 404, "There is no such task"),
     (AccessError, 403, "This link cannot be used"),
 )
+#: after these the next question is a click away
+_GO_ON = (403, 409, 413, 422, 503)
 _AWAY = {503: 2}  # seconds after which it is worth trying again
 
 

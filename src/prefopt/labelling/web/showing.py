@@ -51,11 +51,13 @@ def turns(prompt: Prompt) -> tuple[Message, ...]:
 
 def media_of(request: Request, digests: tuple[str, ...]) -> list[Medium]:
     """What belongs to a prompt and is of a type that is shown."""
-    found = []
+    room, found = room_of(request), []
     for digest in digests:
-        stored = room_of(request).store.media(digest)
-        if stored is not None and stored[1] in TYPES:
-            found.append(Medium(f"/media/{digest}", stored[1]))
+        if digest not in room.types:
+            stored = room.store.media(digest)
+            room.types[digest] = stored[1] if stored is not None else ""
+        if room.types[digest] in TYPES:
+            found.append(Medium(f"/media/{digest}", room.types[digest]))
     return found
 
 

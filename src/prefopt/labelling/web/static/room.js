@@ -139,7 +139,7 @@
       return;
     }
     const page = new DOMParser().parseFromString(text, "text/html");
-    const words = page.getElementById("problem")?.textContent.trim().replace(/\s+/g, " ");
+    const words = page.querySelector("#problem p")?.textContent.trim().replace(/\s+/g, " ");
     if (reply.status === 422 && page.getElementById("room")) {
       swap(text);
       return;
