@@ -18,6 +18,7 @@ from prefopt.evaluation.comparing import compared
 from prefopt.evaluation.evaluate import evaluate
 from prefopt.evaluation.matches import Match, read_matches, write_matches
 from prefopt.judges.judge import Question, Verdict
+from tests.faulty_server import faulty_server, status
 
 Row = dict[str, Any]
 Call = Callable[..., tuple[int, str, str]]
@@ -306,6 +307,25 @@ def test_models_are_asked_now(call: Call, save_policy: Callable[..., Path], tmp_
         "base": 2, "ours": 2
     }  # fmt: skip
     assert json.loads(call(*arguments)[1])["comparisons"] == result["comparisons"]
+
+
+def test_servers_answer_and_judge(call: Call, tmp_path: Path) -> None:
+    """A judge that always takes the first one shown; both servers fail once."""
+    base = answers(tmp_path, "base", "no", "yes", "perhaps")
+    with (
+        faulty_server([status(500)]) as policy,
+        faulty_server([None, status(503)], say=lambda body, index: "[[A]]") as judge,
+    ):
+        arguments = ("evaluate", f"ours={policy.url}", base, "--judge", f"server:{judge.url}",
+                     "--cache", tmp_path / "kept", "--json")  # fmt: skip
+        code, out, err = call(*arguments)
+        assert code == 0, err
+        found = only_of(out)
+        assert (found["wins"], found["ties"], found["losses"]) == (0, 3, 0)
+        assert (found["order"]["inconsistent"], found["order"]["first_shown"]) == (3, 3)
+        assert (len(policy.answered), len(judge.answered)) == (3, 2 * 3)
+        assert only_of(call(*arguments)[1]) == found
+        assert len(judge.answered) == 2 * 3  # nothing was asked again
 
 
 @pytest.mark.parametrize(
