@@ -153,10 +153,11 @@ class Labeller:
         return dict(found["next"])
 
     def _undo(self, question: Json) -> Json:
-        fields = {"csrf": question["csrf"], "key": f"undo-{self.seed}-{len(self.undone)}"}
+        fields = {"csrf": question["csrf"], "key": f"undo-{len(self.answering)}"}
         reply = self._sure("POST", f"/tasks/{self.task}/undo", fields)
         assert reply.status == 200, (reply.status, reply.text[:500])
-        self.undone.append(fields["key"])
+        if reply.json["undone"]:  # a skip whose slot somebody else has filled since stays one
+            self.undone.append(fields["key"])
         return self._question()
 
     def _sure(

@@ -83,6 +83,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server, on the port that it had before, if any; wait until it answers."""
+        self.stop()
         for attempt in range(40):
             if not self.port or attempt % 10 == 9:  # somebody may have taken it
                 self.port = _free_port()

@@ -111,10 +111,10 @@ class Database:
                     return result
             except (PrefoptError, sa.exc.IntegrityError):
                 raise
-            except (sa.exc.SQLAlchemyError, OSError) as error:
+            except self._failures as error:
                 # Once the commit was sent, nobody knows: only its sender may try again.
-                broken = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-                again = _code(error).startswith(_LOST) or (broken and not committing)
+                lost = _code(error).startswith(_LOST)
+                again = lost or (self._is_broken(error) and not committing)
                 if not again or attempt == _TRIES - 1:
                     raise self._explained(error) from error
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))
@@ -132,9 +132,9 @@ class Database:
                     if not self.is_sqlite:  # there a query outside a transaction is alone already
                         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
                     return list(connection.execute(query).all())
-            except (sa.exc.SQLAlchemyError, OSError) as error:
-                broken = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-                if not broken or attempt:  # a server that came back: its old connections are dead
+            except self._failures as error:
+                # after a server came back, its old connections are dead: once more with a new one
+                if not self._is_broken(error) or attempt:
                     raise self._explained(error) from error
         raise AssertionError("unreachable")
 
@@ -162,7 +162,10 @@ class Database:
             options["connect_args"] = {"timeout": PATIENCE, "check_same_thread": False}
         else:
             options["connect_args"] = {"timeout": PATIENCE, "tcp_keepalive": True}
-        self._engine = sa.create_engine(self.url, poolclass=sa.QueuePool, **options)
+        # Parameters are what people said and what opens doors: they are no part of a log.
+        self._engine = sa.create_engine(
+            self.url, poolclass=sa.QueuePool, hide_parameters=True, **options
+        )
         self._queue = threading.Lock()
         self._process = os.getpid()
         if self.is_sqlite:
@@ -170,6 +173,7 @@ class Database:
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         else:
             sa.event.listen(self._engine, "connect", _prepare_postgresql)
+            sa.event.listen(self._engine, "handle_error", _give_up_broken)
 
     def _connected(self) -> sa.Engine:
         if self._process != os.getpid():
@@ -196,6 +200,18 @@ class Database:
 
     # -- what went wrong -------------------------------------------------------------------
 
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What a database raises; the driver's own, bare, while a connection is put back."""
+        driver: type[Exception] = self._engine.dialect.loaded_dbapi.Error
+        return sa.exc.SQLAlchemyError, driver, OSError
+
+    def _is_broken(self, error: Exception) -> bool:
+        """Whether the connection is gone, rather than something wrong with what was asked."""
+        if isinstance(error, sa.exc.DBAPIError):
+            return error.connection_invalidated
+        return not self.is_sqlite and not isinstance(error, sa.exc.SQLAlchemyError)
+
     def _away(self, message: str) -> AwayError:
         return AwayError(
             message, field="db", value=self.name, remedy="is the server running? then try again"
@@ -217,7 +233,8 @@ class Database:
                 value=self.name,
                 remedy="check the user, the password and the name of the database in the URL",
             )
-        if isinstance(error, OSError | sa.exc.TimeoutError | sa.exc.InterfaceError):
+        unreached = isinstance(error, sa.exc.TimeoutError | sa.exc.InterfaceError)
+        if unreached or (not code and self._is_broken(error)):
             return self._away("the database cannot be reached")
         if code.startswith(_AWAY + _LOST) or getattr(error, "connection_invalidated", False):
             return self._away("the database cannot be reached or is busy")
@@ -325,6 +342,12 @@ def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
     connection.commit()
 
 
+def _give_up_broken(context: sa.ExceptionContext) -> None:
+    """A socket's own error reaches SQLAlchemy bare, and it would keep the connection."""
+    if isinstance(context.original_exception, OSError):
+        context.is_disconnect = True
+
+
 # -- what databases say ------------------------------------------------------------------------
 
 
@@ -334,7 +357,7 @@ def _said(error: Exception) -> str:
 
 def _code(error: Exception) -> str:
     """PostgreSQL's code of an error; empty where there is none."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else None
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
     said = cause.args[0] if cause is not None and cause.args else None
     return str(said.get("C", "")) if isinstance(said, dict) else ""
 
