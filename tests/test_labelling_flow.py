@@ -545,6 +545,20 @@ def test_wrong_command_lines_are_told_what_to_do(
     assert as_json["error"]["message"]
 
 
+def test_what_is_refused_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool.jsonl").write_text('{"prompt": "p", "completions": [{"text": "a"}]}\n')
+    for arguments in ("serve nothing.jsonl", "import nothing", "status", "revoke ann"):
+        assert call("label", *arguments.split())[0] in (1, 2)
+        assert not (tmp_path / "labels.db").exists(), arguments
+    for arguments in ("serve pool.jsonl", "serve --task t --gold pool.jsonl"):
+        code, _, err = call("label", *arguments.split())
+        assert code == 2, err
+    assert one_object(call("label", "status", "--json")[1])["tasks"] == []
+
+
 def test_status_says_it_to_people_and_programs(there: Path, store: Store, call: Call) -> None:
     code, out, _ = call("label", "status", "--json")
     said = one_object(out)

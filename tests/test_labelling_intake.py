@@ -113,6 +113,18 @@ def test_a_pool_with_nothing_to_compare_is_refused(store: Store, write: Write) -
     assert take_in(store, "t", [write(same, single, THREE)]).new == 3
 
 
+def test_a_task_gets_its_settings_once_the_files_are_good(store: Store, write: Write) -> None:
+    bad = write(THREE, with_media(images=["nothing.png"]))
+    for task in (Task("new", overlap=3), Task("t", overlap=3)):
+        with pytest.raises(DataError):
+            take_in(store, task, [bad])
+        assert [one.overlap for one in store.tasks()] == [1]
+    take_in(store, Task("new", overlap=3), [write(THREE)])
+    take_in(store, Task("new", overlap=2), [write(THREE)])
+    assert [(one.name, one.overlap) for one in store.tasks()] == [("t", 1), ("new", 2)]
+    assert len(list(store.items("new"))) == 3
+
+
 # -- what acquire chose ----------------------------------------------------------------------
 
 

@@ -173,14 +173,17 @@ def serve(
     With `--json`, as soon as the page can be opened: `url`, `db`, `tasks` (names); with a pool
     `task`, `rows`, `new`, `known`, `gold`, `gold_known`, `acquired`, `skipped`.
     """
+    from prefopt.data.files import find_files
     from prefopt.labelling.intake import take_in
 
+    if files := [*pool, *(gold or ())]:
+        find_files(files)  # before a database is made
     said, given = dict[str, Any](), settings.given()
     how: dict[str, Any] = {"gold": gold or (), "pairs": pairs, "on_error": on_error}
     with opened(db, create=True) as store:
         if pool or gold or given:
             there = _task(store, task, pool, given)
-            said = {"task": there.name, **take_in(store, there.name, pool, **how).to_dict()}
+            said = {"task": there.name, **take_in(store, there, pool, **how).to_dict()}
         tasks = [one.name for one in store.tasks()]
         people = [one.name for one in store.annotators()]
         result = {"db": store.database.name, "tasks": tasks, **said}
@@ -246,7 +249,7 @@ def demo(
 
 
 def _task(store: Store, name: str | None, pool: Sequence[str], given: dict[str, Any]) -> Task:
-    """The task that is meant, made or changed as its settings say."""
+    """The task that is meant, with the settings that it is to have."""
     from prefopt.labelling.words import Task
 
     there = {one.name: one for one in store.tasks()}
@@ -258,11 +261,7 @@ def _task(store: Store, name: str | None, pool: Sequence[str], given: dict[str, 
             field="task", value=name,
             remedy=f"one of {', '.join(there)}" if there else "give a POOL to make one of",
         )  # fmt: skip
-    if name not in there:
-        return store.add_task(Task(name, **given))
-    if (changed := replace(there[name], **given)) != there[name]:
-        store.change_task(changed)
-    return changed
+    return replace(there[name], **given) if name in there else Task(name, **given)
 
 
 def _named(path: str) -> str:

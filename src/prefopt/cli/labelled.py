@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefopt.cli.options import described
 from prefopt.cli.outcome import Outcome, percent, table
 from prefopt.data.aggregation.rules import Method
 from prefopt.errors import RecipeError
+from prefopt.runs import explained
 
 if TYPE_CHECKING:
     from prefopt.labelling.store import Store
@@ -142,6 +144,8 @@ def import_(
     """
     from prefopt.labelling.backup import restore
 
+    with explained(manifest := Path(folder) / "manifest.json"):
+        manifest.stat()  # before a database is made
     with opened(db, create=True) as store:
         done = restore(store, folder, name=task)
     shown = [

@@ -18,7 +18,7 @@ from prefopt.data.acquisition.questions import completion_key, pairs_of, questio
 from prefopt.data.formats import OnError, read_groups
 from prefopt.errors import DataError
 from prefopt.labelling.media import COLUMNS, load
-from prefopt.labelling.words import Item, NewItem, Said
+from prefopt.labelling.words import Item, NewItem, Said, Task
 from prefopt.records import Group, prompt_key
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Taken:
 
 def take_in(
     store: Store,
-    task: str,
+    task: str | Task,
     pool: Sequence[str] = (),
     *,
     gold: Sequence[str] = (),
@@ -72,17 +72,19 @@ def take_in(
 
     Args:
         store: the database.
-        task: a task in it.
+        task: a task in it; or settings, which it is given once the files are known to be good.
         pool, gold: files as `read_groups` takes them.
         pairs: which pairs of a group's completions to ask about.
         on_error: stop at the first wrong row, or leave it out and count it.
 
     Raises:
         DataError: a row is wrong, a gold row has no known answer, or there is nothing to ask.
-        RecipeError: there is no such task.
+        RecipeError: there is no such task, or it cannot have these settings.
     """
     reading = _Reading(store, on_error)
-    asked = {_content(item.new): item for item in store.items(task)}
+    name = task if isinstance(task, str) else task.name
+    new_task = isinstance(task, Task) and name not in {one.name for one in store.tasks()}
+    asked = {_content(item.new): item for item in (() if new_task else store.items(name))}
     known_answers = reading.read(gold, _known_answers) if gold else []
     questions = reading.read(pool, lambda group: pairs_asked(group, pairs)) if pool else []
     taken = reading.taken
@@ -103,7 +105,9 @@ def take_in(
     taken.acquired = any(chosen for _, chosen in normal)
     taken.known = sum(_content(new) in asked for new, _ in normal)
     taken.new = len(normal) - taken.known
-    store.add_items(task, [*fresh, *_with_priorities(normal, asked)])
+    if isinstance(task, Task):
+        (store.add_task if new_task else store.change_task)(task)
+    store.add_items(name, [*fresh, *_with_priorities(normal, asked)])
     return taken
 
 
