@@ -465,17 +465,18 @@ def test_only_forms_are_read(client: Client) -> None:
 
 
 def test_when_the_database_is_away(
-    store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+    store: Store, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     browser = client("ann")
     form = fields(ask(browser))
 
     def away(*_: object) -> None:
-        raise AwayError("the database cannot be reached", remedy="try again")
+        raise AwayError("postgresql://me@db.internal cannot be reached", remedy="try again")
 
     monkeypatch.setattr(store, "answer", away)
     reply = send(browser, form)
     assert refusal(reply, 503)["type"] == "AwayError"
+    assert "db.internal" not in reply.text and "db.internal" in caplog.text
     assert reply.headers["retry-after"] == "2"
     assert "does not answer" in browser.post("/tasks/kind/answers", data=form).text
     monkeypatch.undo()

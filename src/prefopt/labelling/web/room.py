@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, RunError
 from prefopt.labelling.refusals import AccessError, AwayError, LeaseError, UnknownTaskError
 from prefopt.labelling.store import Store
 from prefopt.labelling.web.errors import FieldError, MediaTypeError, RefusedError
@@ -88,9 +88,9 @@ def refused(request: Request, error: PrefoptError) -> Response:
     retry = error.retry_after if isinstance(error, RefusedError) else _AWAY.get(status)
     headers = {"retry-after": str(retry)} if retry else None
     heading = error.heading if isinstance(error, RefusedError) else _refusal(error)[1]
-    if status >= 500 and not isinstance(error, RefusedError):
+    if status == 503:
         _LOG.error("%s", error)  # where the database lies is the log's business alone
-        error = PrefoptError(
+        error = AwayError(
             "this could not be done now; the server's log says why",
             remedy="wait a little and send it again: the same answer never counts twice",
         )
@@ -105,6 +105,7 @@ def refused(request: Request, error: PrefoptError) -> Response:
 _REFUSALS: tuple[tuple[type[PrefoptError], int, str], ...] = (
     (LeaseError, 409, "This question is no longer yours"),
     (AwayError, 503, "The database does not answer"),
+    (RunError, 503, "Nothing can be stored at the moment"),
     (UnknownTaskError, 404, "There is no such task"),
     (AccessError, 403, "This link cannot be used"),
 )
