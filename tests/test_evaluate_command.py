@@ -337,6 +337,7 @@ def test_servers_answer_and_judge(call: Call, tmp_path: Path) -> None:
         (("ours.jsonl", "x=ours.jsonl", "y=nowhere"), "cannot load"),
         (("ours.jsonl", "missing.jsonl"), "missing.jsonl"),
         (("ours.jsonl", "base.jsonl", "--budget", "3"), "--cache"),
+        (("ours.jsonl", "base.jsonl", "--temperature", "0.5"), "no model is asked"),
         (("ours.jsonl", "base.jsonl", "--out", "page.txt"), ".html"),
         (("ours.jsonl", "base.jsonl", "--verdicts", "ours.jsonl"), "would be lost"),
     ],

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prefopt.evaluation.matches import Match
 
 _FILES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+#: of what models are asked
+_USUAL = {"n": 1, "temperature": 1.0, "max_new_tokens": 256}
 _LISTED = 12  # categories that people see in the terminal
 
 Spec = Annotated[
@@ -204,6 +206,8 @@ def _collect(
 
     collected = Answers()
     named = [_named(text) for text in given]
+    if all(path.endswith(_FILES) for _, path in named):
+        _refuse_unused({name: how[name] for name, usual in _USUAL.items() if how[name] != usual})
     if prompts:
         for prompt, columns in read_asked(prompts):
             collected.note(prompt, columns)
@@ -221,6 +225,15 @@ def _collect(
         with counting(f"asking {name or path}", "answers") as progress:
             ask_model(collected, path, name, device=device, progress=progress, **how)
     return collected
+
+
+def _refuse_unused(changed: dict[str, Any]) -> None:
+    for name, value in changed.items():
+        raise UsageError(
+            "has no effect: all answers are there already, and no model is asked",
+            field="-n" if name == "n" else f"--{name.replace('_', '-')}", value=value,
+            remedy="leave it out, or name a model",
+        )  # fmt: skip
 
 
 def _named(text: str) -> tuple[str | None, str]:
