@@ -240,6 +240,39 @@ def test_a_prompt_is_read_once_for_its_samples(
     assert max(steps) == 16
 
 
+@pytest.mark.parametrize("widths", [(2, 5), (5, 2), (3, 3)])
+def test_rows_that_join_end_in_one_column(widths: tuple[int, int]) -> None:
+    import torch
+
+    from prefopt.sampling.rows import Rows, empty_cache
+
+    def some(rows: int, width: int) -> Rows:
+        cache = empty_cache()
+        cache.update(torch.randn(rows, 2, width, 4), torch.randn(rows, 2, width, 4), 0)
+        mask = torch.ones(rows, width, dtype=torch.long)
+        mask[0, : width - 2] = 0  # the first has two tokens
+        return Rows(cache, mask)
+
+    def held(rows: Rows, row: int) -> torch.Tensor:
+        """Keys and values of a row's own tokens."""
+        layer, own = rows.cache.layers[0], rows.mask[row] == 1
+        return torch.cat([layer.keys[row][:, own], layer.values[row][:, own]])
+
+    one, other = some(2, widths[0]), some(3, widths[1])
+    before = [held(one, row) for row in range(2)] + [held(other, row) for row in range(3)]
+    both = one.join(other)
+    assert both.mask.shape == (5, max(widths))
+    assert both.mask[:, -1].all() and (both.mask.diff() >= 0).all()
+    assert all(torch.equal(held(both, row), before[row]) for row in range(5))
+    chosen = both.take(torch.tensor([2, 0, 2]))
+    assert chosen.mask.shape == (3, 2)  # nothing is wider than two tokens now
+    assert all(torch.equal(held(chosen, i), before[row]) for i, row in enumerate((2, 0, 2)))
+    chosen.cache.update(torch.ones(3, 2, 1, 4), torch.ones(3, 2, 1, 4), 0)
+    chosen.grow(1)
+    assert torch.equal(held(chosen, 1)[:2, :2], before[0][:2])
+    assert (held(chosen, 1)[:, 2] == 1).all()
+
+
 def test_a_cache_that_is_not_understood_is_not_used(
     make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,10 +76,13 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
     assert _names(tmp_path) == {"whole.jsonl", "whole.jsonl.manifest", ".parts.jsonl.part"}
     with open(tmp_path / ".parts.jsonl.part", "ab") as handle:
         handle.write(b'{"prompt": "ab')  # a kill in the middle of a line
+    further = Machine(breaks_after=2)
+    with pytest.raises(KeyboardInterrupt, match="5 of 8"):
+        answer_into(parts, further, PROMPTS, settings)
     again = Machine()
     done = answer_into(parts, again, PROMPTS, settings)
-    assert (broken.asked, again.asked) == (PROMPTS[:3], PROMPTS[3:])
-    assert done.from_before == 3
+    assert broken.asked + further.asked + again.asked == PROMPTS
+    assert done.from_before == 5
     assert parts.read_bytes() == whole.read_bytes()
     assert _names(tmp_path) == {
         f"{n}.jsonl{e}" for n in ("whole", "parts") for e in ("", ".manifest")
@@ -201,6 +204,49 @@ def test_a_server_is_asked_for_the_settings_and_seeds_of_its_own() -> None:
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert seed_of(4, b"x", 0) != seed_of(5, b"x", 0)
     assert bodies[3]["messages"] == [{"role": "user", "content": "a"}]
+
+
+def test_a_policy_on_this_machine_goes_on_where_it_was(
+    make_policy: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Interrupted twice, in other batches: the file is the same to the byte."""
+    from prefopt.sampling.sampler import LocalSampler
+
+    policy, settings = make_policy(), Settings(n=3, max_new_tokens=8, seed=5, stop=("e",))
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    answer_into(whole, LocalSampler(policy), PROMPTS, settings)
+
+    def until(limit: int) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            if done == limit:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for limit in (2, 5):
+        sampler = LocalSampler(policy, batch_size=limit)
+        with pytest.raises(KeyboardInterrupt, match=f"{limit} of 8"):
+            answer_into(parts, sampler, PROMPTS, settings, progress=until(limit))
+    assert answer_into(parts, LocalSampler(policy), PROMPTS, settings).from_before == 5
+    assert parts.read_bytes() == whole.read_bytes()
+    finishes = {end for group in read_groups(whole) for end in group.meta.get("finish", ())}
+    assert {"stop", "length"} <= finishes
+
+
+def test_a_server_is_asked_without_torch() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from prefopt.sampling.keeping import answer_into\n"
+        "from prefopt.sampling.sampler import make_sampler\n"
+        "from prefopt.sampling.selecting import select_all\n"
+        "from prefopt.sampling.settings import Settings\n"
+        "print(make_sampler(sys.argv[1]).sample_all(['a'], Settings())[0][0].text)"
+    )
+    with faulty_server() as web:
+        done = subprocess.run(
+            [sys.executable, "-c", program, web.url], capture_output=True, text=True
+        )
+    assert (done.stdout, done.stderr) == ("answer 0 to a\n", "")
 
 
 # -- the command ---------------------------------------------------------------------------
