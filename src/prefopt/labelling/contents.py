@@ -178,7 +178,7 @@ def insert_items(
             items.insert().returning(items.c.id, sort_by_parameter_order=True), rows
         ).all()
         connection.execute(
-            places.insert(),
+            places.insert().returning(places.c.item),  # then many rows are one statement
             [
                 {
                     "item": number, "task": task, "kind": item_kind(one),
@@ -186,7 +186,7 @@ def insert_items(
                 }
                 for number, (_, one) in zip(made, chunk, strict=True)
             ],
-        )  # fmt: skip
+        ).all()  # fmt: skip
         golds += sum(one.gold is not None for _, one in chunk)
         numbers += made
     connection.execute(

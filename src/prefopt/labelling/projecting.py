@@ -74,10 +74,7 @@ def rebuild(connection: sa.Connection, number: int, task: Task, now: float) -> N
         (one for one in replayed if one.state == "voted" and _slotted(one, gold)),
         key=lambda one: one.event or 0,
     )
-    _place(connection, number, task, voted, [
-        one.item for one in replayed
-        if one.state == "leased" and one.until > now and _slotted(one, gold)
-    ])  # fmt: skip
+    _place(connection, number, task)
     _join(connection, number, task, [one for one in replayed if one.place is not None], voted)
 
 
@@ -99,25 +96,17 @@ def _claim_row(
     }  # fmt: skip
 
 
-def _place(
-    connection: sa.Connection, number: int, task: Task, voted: list[Claim], out: list[int]
-) -> None:
-    votes = Counter(one.item for one in voted)
-    filled = votes + Counter(out)
-    connection.execute(
-        places.update().where(places.c.task == number).values(votes=0, filled=0, open=1)
-    )
-    rows = [
-        {"number": item, "v": votes[item], "f": count, "o": int(count < task.overlap)}
-        for item, count in filled.items()
-    ]
-    statement = (
-        places.update()
-        .where(places.c.item == sa.bindparam("number"))
-        .values(votes=sa.bindparam("v"), filled=sa.bindparam("f"), open=sa.bindparam("o"))
-    )
-    if rows:
-        connection.execute(statement, rows)
+def _place(connection: sa.Connection, number: int, task: Task) -> None:
+    """Count the claims, which are there already."""
+    here = sa.select(sa.func.count()).select_from(claims).where(claims.c.item == places.c.item)
+    voted = here.where(
+        claims.c.state == "voted", claims.c.repeat == 0, places.c.kind == "normal"
+    ).scalar_subquery()
+    held = here.where(claims.c.holds_until.is_not(None)).scalar_subquery()
+    mine = places.c.task == number
+    connection.execute(places.update().where(mine).values(votes=voted, filled=voted + held))
+    open_now = sa.case((places.c.filled < task.overlap, 1), else_=0)
+    connection.execute(places.update().where(mine).values(open=open_now))
 
 
 def _join(
@@ -211,4 +200,5 @@ def _bring(
 def _insert(connection: sa.Connection, table: sa.Table, rows: Iterable[dict[str, Any]]) -> None:
     source = iter(rows)
     while chunk := list(islice(source, _CHUNK)):
-        connection.execute(table.insert(), chunk)
+        # With something to return, many rows are one statement; without, pg8000 sends each alone.
+        connection.execute(table.insert().returning(*table.primary_key), chunk).all()
