@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -43,9 +42,6 @@ def main() -> None:
     for seed in range(chosen.seeds):
         for way, change in WAYS.items():
             out = chosen.work / f"{way}-{seed}"
-            world = chosen.work / f"rounds-{seed}" / "world"
-            if way != "rounds" and not (out / "world").exists():
-                shutil.copytree(world, out / "world")  # the same first policy
             document, _ = read(RECIPE)
             file = {**document, **change, "out": str(out), "seed": seed, "gates": GATES}
             found[way].append(run_rounds(make_rounds(file))["history"])
