@@ -23,6 +23,7 @@ from prefopt.labelling.refusals import LeaseError
 from prefopt.labelling.replaying import replay
 from prefopt.labelling.store import Store
 from prefopt.labelling.tables import claims, members, places
+from prefopt.labelling.turns import Turn
 from prefopt.labelling.words import Answer, Event, NewItem, Shown, Task
 from prefopt.records import Completion
 
@@ -259,7 +260,7 @@ def room(database_url: str) -> Iterator[Callable[..., Room]]:
 
 
 SLOW = settings(
-    max_examples=50, deadline=None, derandomize=True,
+    max_examples=30, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
@@ -280,7 +281,8 @@ def test_any_sequence_is_what_its_events_say(
             arguments[0] = made.people[arguments[0]]
         getattr(made, name)(*arguments)
         made.check()
-    made.store.next(made.task.name, made.people[0])  # releases what has ended
+    # Slots of ended leases are freed when somebody needs one; here, so that the two compare.
+    made.store._turn(made.task.name, made.people[0], Turn.release_late)
     before = made.projections()
     made.store.rebuild(made.task.name)
     assert made.projections() == before
