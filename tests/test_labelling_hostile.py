@@ -76,9 +76,9 @@ def test_nothing_hostile_gets_out_of_its_box(room: Room, open_context: OpenConte
     )
     items = [benign] + [
         NewItem(
-            prompt=f"{name}: {text}",
-            first=Completion(f"one {text} one"),
-            second=Completion(f"two {text} two"),
+            prompt=f"{name}\n\n{text}",
+            first=Completion(f"one\n\n{text}\n\none"),
+            second=Completion(f"two\n\n{text}\n\ntwo"),
             priority=number + 1.0,
         )
         for number, (name, text) in enumerate(HOSTILE.items())
@@ -129,7 +129,8 @@ def test_what_is_invisible_can_be_seen(room: Room, open_context: OpenContext) ->
     page = begin(open_context(), room, token, task)
     shown = page.locator("#left").inner_text() + page.locator("#right").inner_text()
     assert "\u202e" not in shown, "an override reached the page as it is"
-    assert re.search(r"200B|202E", shown, re.I), shown
+    for character in f"{ZERO}{RLO}":
+        assert f"U+{ord(character):04X}" in shown, shown
 
 
 @pytest.mark.parametrize(

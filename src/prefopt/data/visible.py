@@ -19,9 +19,12 @@ OPEN, OPEN_LINES = 360, 10
 #: characters that are shown at all
 MOST = 6000
 
-# what has no shape of its own is looked at one by one; most texts have none
-_SUSPECT = re.compile(r"[^\n\t -~\u00a1-\u00ac\u00ae-\u02ff\u0370-\u0373\u0400-\u052f]")
+# what may have no shape of its own is looked at, with its repetitions; most texts have none
+_SUSPECT = re.compile(r"([^\n\t -~\u00a1-\u00ac\u00ae-\u02ff\u0370-\u0373\u0400-\u052f])\1*")
 _JOINERS = "\u200c\u200d"
+_SHAPELESS = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+#: so many of one in a row are named one by one; more are counted
+_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +41,25 @@ def visible(text: str) -> Markup:
 
     >>> visible("a<b\\u202e c")
     Markup('a&lt;b<span class="unseen">U+202E</span> c')
+    >>> visible("\\u200b" * 300)
+    Markup('<span class="unseen">U+200B ×300</span>')
     """
     from markupsafe import Markup, escape
 
     text = text.replace("\r\n", "\n")
     if _SUSPECT.search(text) is None:
         return escape(text)
-    parts: list[Markup] = []
+    parts: list[str] = []
     seen = 0
     for match in _SUSPECT.finditer(text):
-        place = match.start()
+        place, count = match.start(), len(match[0])
         if _has_shape(text, place):
             continue
-        parts += [
-            escape(text[seen:place]),
-            Markup('<span class="unseen">U+{:04X}</span>').format(ord(match[0])),
-        ]
-        seen = place + 1
-    return Markup("").join([*parts, escape(text[seen:])])
+        name, many = f"U+{ord(match[1]):04X}", count > _NAMED
+        frame = f'<span class="unseen">{name}{f" ×{count:,}" if many else ""}</span>'
+        parts += [escape(text[seen:place]), frame if many else frame * count]
+        seen = match.end()
+    return Markup("".join([*parts, escape(text[seen:])]))
 
 
 def shown(text: str) -> Shown:
@@ -74,5 +78,6 @@ def _has_shape(text: str, place: int) -> bool:
     character = text[place]
     if character in _JOINERS:
         around = text[place - 1 : place] + text[place + 1 : place + 2]
-        return len(around) == 2 and not around.isascii()
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        shapes = all(unicodedata.category(other) not in _SHAPELESS for other in around)
+        return len(around) == 2 and not around.isascii() and shapes
+    return unicodedata.category(character) not in _SHAPELESS

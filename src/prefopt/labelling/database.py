@@ -16,8 +16,8 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -169,6 +169,7 @@ class Database:
         self._queue = threading.Lock()
         self._process = os.getpid()
         if self.is_sqlite:
+            sa.event.listen(self._engine, "do_connect", _keep_private)
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         else:
@@ -298,6 +299,12 @@ def _bad(url: str, message: str) -> RecipeError:
 
 
 # -- what a connection is told ---------------------------------------------------------------
+
+
+def _keep_private(_: object, __: object, arguments: Sequence[str], ___: object) -> None:
+    """A new file is its owner's: others of the machine need not read names and votes."""
+    with suppress(OSError):  # it is there, or cannot be: SQLite says so in a moment
+        os.close(os.open(arguments[0], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
