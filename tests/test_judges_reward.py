@@ -18,6 +18,7 @@ from prefopt.judges.judge import Judge, Question, compare, score
 from prefopt.judges.table import make_judge
 from prefopt.policies.load import load_policy
 from prefopt.recipe import load_recipe
+from prefopt.recipe.sections import RewardChoice
 from prefopt.records import Completion, Group, Message
 from prefopt.training.train import train
 from tests.test_reward_models import encoded, library, pairs, trained
@@ -98,6 +99,21 @@ def test_what_cannot_be_encoded_has_no_score_and_spoils_no_other(
     assert [value is None for value in scores] == [False, True, True, False]
     assert scores[0] == pytest.approx(judge.score_all(answers[:1])[0], abs=1e-6)
     assert compare(judge, prompt, " fine.", long).probability is None
+
+
+def test_a_constraint_or_a_probe_reads_the_same_numbers(reward_run: Path) -> None:
+    """Other reward models are given the plain text; one that is made here, its end of turn too."""
+    from prefopt.constraints.models import RewardModel
+    from prefopt.training.one_shot import make_training_reward
+
+    judge = make_judge(f"reward:{reward_run}", device="cpu")
+    scores = judge.score_all(ANSWERS)
+    assert RewardModel(str(reward_run / "model"), device="cpu").many(ANSWERS) == pytest.approx(
+        scores, abs=2e-5
+    )
+    choice = RewardChoice(reward_model=str(reward_run))  # as a recipe's probe has it
+    made: Any = make_training_reward(choice, reference="none", device="cpu")
+    assert made.many(ANSWERS) == pytest.approx(scores, abs=2e-5)
 
 
 def test_a_policy_is_no_reward_model(tiny_policy_folder: Path) -> None:

@@ -24,7 +24,8 @@ WhichJudge = Annotated[
     str,
     described(
         "longest, shortest, pattern:REGEX, world:reviews, python:module:function, lm:FOLDER, "
-        "server:URL, reward:FOLDER, selfreward:FOLDER, or a YAML file with kind and settings.",
+        "server:URL, reward:FOLDER, implicit:FOLDER, selfreward:FOLDER, constitution:FILE, or a "
+        "YAML file with kind and settings.",
         metavar="SPEC",
     ),
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prefopt.constraints.measures import Pair
 from prefopt.errors import PolicyError
-from prefopt.policies.load import default_device, disable_dropout
+from prefopt.policies.load import END_OF_TURN, READS, default_device, disable_dropout
 from prefopt.records import Completion, Group
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,9 @@ class _SequenceModel:
 
     def _ids(self, pair: Pair) -> list[int]:
         templated = not isinstance(pair[0], str) and self.tokenizer.chat_template
-        ids: list[int] = self.tokenizer(
-            self._text(pair), add_special_tokens=not templated, truncation=False, verbose=False
-        )["input_ids"]
+        ids = self._plain_ids(self._text(pair), special=not templated)
+        if getattr(self.model.config, READS, None) == END_OF_TURN:
+            ids = self._as_trained(pair, ids)
         config = self.model.config.get_text_config()
         limit = min(
             getattr(config, "max_position_embeddings", None) or len(ids),
@@ -113,6 +113,26 @@ class _SequenceModel:
         if len(ids) > limit and ids[0] in self.tokenizer.all_special_ids:
             return ids[:1] + ids[len(ids) - limit + 1 :]  # a text begins with it, cut or not
         return ids[-limit:]
+
+    def _plain_ids(self, text: str, *, special: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=special, truncation=False, verbose=False
+        )["input_ids"]
+        return ids
+
+    def _as_trained(self, pair: Pair, ids: list[int]) -> list[int]:
+        """The ids of a pair up to the end of the answer's turn, where the reward is read."""
+        prompt, completion = pair
+        if isinstance(prompt, str):  # training tokenises the two apart
+            answer = self._plain_ids(completion, special=False)
+            ids = [*self._plain_ids(prompt, special=True), *answer]
+        declared = self.model.config.eos_token_id
+        ends = {*(declared if isinstance(declared, list) else [declared])}
+        ends.add(self.tokenizer.eos_token_id)
+        last = next((at for at in reversed(range(len(ids))) if ids[at] in ends), None)
+        if last is not None and not self.tokenizer.decode(ids[last + 1 :]).strip():
+            return ids[: last + 1]
+        return [*ids, self.tokenizer.eos_token_id]
 
     def _text(self, pair: Pair) -> str:
         prompt, completion = pair

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+#: what the config of a reward model says that is trained here: where its reward is read
+READS, END_OF_TURN = "prefopt_reads", "end_of_turn"
+
+
 @dataclass
 class Policy:
     """A model and its tokenizer, ready to be scored or trained.

@@ -14,6 +14,8 @@ import torch
 
 from prefopt.errors import PolicyError, PrefoptError
 from prefopt.policies.load import (
+    END_OF_TURN,
+    READS,
     Policy,
     base_model,
     load_tokenizer,
@@ -195,5 +197,6 @@ def _settle_tokens(source: str, model: Any, tokenizer: Any) -> None:
     )  # fmt: skip
     pad = next(token for token in candidates if token is not None and token not in ends)
     config.pad_token_id = config.get_text_config().pad_token_id = pad
+    setattr(config, READS, END_OF_TURN)
     if tokenizer.pad_token_id != pad:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
