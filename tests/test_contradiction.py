@@ -13,8 +13,8 @@ from scipy.stats import beta
 
 from prefopt.data.aggregation.agreement import alpha, alpha_interval
 from prefopt.data.checking import contradiction
-from prefopt.data.checking.contradiction import certain
 from prefopt.data.checking.findings import Finding
+from prefopt.data.jeffreys import certain
 from tests import planting
 from tests.telling import Said, many, told, turned
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from prefopt.data.jeffreys import interval
+
 State = Literal["open", "decided", "tie", "conflict", "undecided"]
 #: who answered, if that is known, and 1 for the first completion, 0 for the second, ½ for a tie
 Answer = tuple[str | None, float]
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,11 @@ def verdict(answers: Sequence[Answer], *, most: int | None = None, band: float =
 def share_interval(total: float, count: int) -> tuple[float, float]:
     """The 95 % Jeffreys interval of a share, Beta(k + ½, n − k + ½).
 
-    Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion".
-
     >>> [round(end, 4) for end in share_interval(5, 5)]
     [0.6206, 0.9999]
     """
-    from scipy.special import betaincinv
-
-    tail = (1 - LEVEL) / 2
-    ends = betaincinv(total + 0.5, count - total + 0.5, [tail, 1 - tail])
-    return float(ends[0]), float(ends[1])
+    low, high = interval(total, count - total)
+    return float(low), float(high)
 
 
 def divided(answers: Sequence[Answer]) -> bool:

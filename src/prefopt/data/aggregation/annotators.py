@@ -9,6 +9,7 @@ import numpy as np
 from prefopt.data.aggregation.agreement import alpha, alpha_interval
 from prefopt.data.aggregation.dawid_skene import fit_confusions
 from prefopt.data.aggregation.table import FIRST, SECOND, TIE, Floats, Ints, Votes
+from prefopt.data.jeffreys import interval
 
 
 def annotator_table(votes: Votes, reliability: Floats | None = None) -> list[dict[str, Any]]:
@@ -25,8 +26,6 @@ def annotator_table(votes: Votes, reliability: Floats | None = None) -> list[dic
         one side, how many were for the one shown first; None if there are none) and
         `first_interval` (its 95 % Jeffreys interval).
     """
-    from scipy.special import betaincinv
-
     size = len(votes.annotators) + 1
     cast = np.bincount(votes.voter, minlength=size)
     same, others = _met(votes)
@@ -37,7 +36,7 @@ def annotator_table(votes: Votes, reliability: Floats | None = None) -> list[dic
         np.bincount(votes.voter[votes.choice == choice], minlength=size)
         for choice in (FIRST, SECOND, TIE)
     )
-    low, high = (betaincinv(first + 0.5, second + 0.5, level) for level in (0.025, 0.975))
+    low, high = interval(first, second)
     return [
         {
             "annotator": votes.annotators[who] if who < len(votes.annotators) else None,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.aggregation.bradley_terry import RIDGE, Wins, fit_scores
 from prefopt.data.aggregation.table import HIGH, LOW, TIE, Floats, Votes, place, summed
+from prefopt.data.jeffreys import interval
 from prefopt.errors import DataError
 
 Verdict = Literal["decided", "tie", "conflict", "open"]
@@ -171,9 +172,7 @@ def _plain(value: float) -> float | None:
 
 def _side(won: Floats, lost: Floats) -> NDArray[np.int8]:
     """1 or −1 where the share is surely above or below one half, else 0."""
-    from scipy.special import betaincinv
-
-    low, high = (betaincinv(won + 0.5, lost + 0.5, level) for level in (0.025, 0.975))
+    low, high = interval(won, lost)
     return np.asarray((low > 0.5).astype(np.int8) - (high < 0.5).astype(np.int8))
 
 

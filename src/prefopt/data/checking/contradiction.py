@@ -19,6 +19,7 @@ from prefopt.data.checking.facts import Facts
 from prefopt.data.checking.findings import Finding
 from prefopt.data.checking.grouping import Indices, Pairs, by_prompt, numbered
 from prefopt.data.checking.similarity import mixed
+from prefopt.data.jeffreys import certain
 
 FEWEST = 10  # items that two or more judged, for saying something about agreement
 AGREED = 0.8  # alpha from which on annotators agree, by Krippendorff's custom
@@ -206,20 +207,6 @@ def _majorities(facts: Facts, pairs: Pairs) -> _Graph:
         edge=np.where(decided, number, -1)[pair],
         nodes=int(node.max(initial=-1)) + 1,
     )
-
-
-def certain(wins: NDArray[np.float64], trials: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether a majority's 95 % interval, of Beta(k + ½, n − k + ½), excludes one half.
-
-    The interval of Jeffreys' prior, as the rule that ends repeated questions about a pair.
-
-    >>> certain(np.array([3.0, 4.0, 8.0]), np.array([3.0, 4.0, 12.0])).tolist()
-    [False, True, False]
-    """
-    from scipy.special import betainc
-
-    below: NDArray[np.float64] = betainc(wins + 0.5, trials - wins + 0.5, 0.5)
-    return below < 0.025
 
 
 def _three_cycles(graph: _Graph, tally: _Tally, rng: np.random.Generator) -> Indices:
