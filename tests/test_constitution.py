@@ -336,8 +336,8 @@ def test_a_model_on_this_machine_revises(
     chat = Group((Message("user", "Name a colour."),), (Completion("Blue wine."),))
     write_groups(tmp_path / "s.jsonl", [chat])
     small = tmp_path / "small.yaml"
-    small.write_text('critique: "{{ prompt }}{{ completion }}{{ request }}"\n'
-                     'revision: "{{ prompt }}{{ completion }}{{ request }}{{ critique }}"\n')  # fmt: skip
+    shown = "{{ prompt }}{{ completion }}{{ request }}"
+    small.write_text(yaml.safe_dump({"critique": shown, "revision": shown + "{{ critique }}"}))
     rules.write_text(RULES + "instructions: small.yaml\n")
     line = ("revise", tmp_path / "s.jsonl", "--constitution", rules, "--max-new-tokens", 8,
             "--speaker", f"lm:{tiny_policy_folder}", "--out", tmp_path / "p.jsonl",

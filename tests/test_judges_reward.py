@@ -116,6 +116,19 @@ def test_a_constraint_or_a_probe_reads_the_same_numbers(reward_run: Path) -> Non
     assert made.many(ANSWERS) == pytest.approx(scores, abs=2e-5)
 
 
+def test_an_adapter_is_the_same_judge_each_time(tiny_policy_folder: Path, tmp_path: Path) -> None:
+    """Its verdicts are kept by what it is: a head that is drawn at loading must not be in that."""
+    data = pairs(tmp_path / "pairs.jsonl")
+    run = trained(
+        tiny_policy_folder, data, tmp_path / "rm", max_steps=2, **{"adapter.name": "lora"}
+    )
+    first, second = (make_judge(f"reward:{run}", device="cpu") for _ in range(2))
+    assert first.identity() == second.identity()
+    assert first.score_all(ANSWERS) == second.score_all(ANSWERS)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert first.identity()["model"] == manifest["result"]["fingerprint"]
+
+
 def test_a_policy_is_no_reward_model(tiny_policy_folder: Path) -> None:
     with pytest.raises(PolicyError, match="is a language model: it has no head for rewards"):
         make_judge(f"reward:{tiny_policy_folder}", device="cpu")

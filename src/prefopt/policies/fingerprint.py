@@ -27,6 +27,8 @@ _INCIDENTAL = {
 
 #: name of the frozen copy of an adapter, which is beside the policy and no part of it
 START = "prefopt_start"
+#: the head of a reward model that an adapter's own stands before, which nothing computes with
+_BEHIND = "score.original_module."
 
 
 def fingerprint_model(model: nn.Module) -> str:
@@ -40,7 +42,7 @@ def fingerprint_model(model: nn.Module) -> str:
     if config is not None and hasattr(config, "to_dict"):
         digest.update(_canonical(_without_incidental(config.to_dict())))
     for name, tensor in sorted(model.state_dict().items()):
-        if START in name:
+        if START in name or _BEHIND in name:
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_raw_bytes(tensor))

@@ -142,6 +142,9 @@ def _with_adapter(source: str) -> Any:
         source, num_labels=1, dtype=torch.float32
     )
     _refuse_other_outputs(source, base_model(model))
+    # Behind the adapter's head is one that the base got as it was loaded: drawn, and never asked.
+    head: Any = getattr(base_model(model), HEAD)
+    head.original_module.load_state_dict(head.modules_to_save["default"].state_dict())
     return model
 
 
