@@ -351,6 +351,35 @@ def acquisition(known: Json) -> list[str]:
     return [*lines, *table(head, found), where(known), ""]
 
 
+def labelling(known: Json) -> list[str]:
+    lines = ["## The labelling room under a crowd (`labelling.py`)", ""]
+    lines += [
+        f"{known['people']} annotators on {known['processes']} server processes, all on one "
+        "machine; a time is that of an answer with the next question in its reply. Hurried: nobody"
+        f" thinks. Steady: {known['think']:g} s of thought on average. Afterwards every "
+        "acknowledged answer was in the database once, as given; no item had more votes than its "
+        "overlap, and replaying the events gave the same state.",
+        "",
+    ]
+    found = [
+        [
+            name,
+            f"{case['votes']:,}",
+            f"{case['answers_per_second']:,.0f}",
+            *(f"{case['answer_ms'][key]:,.0f}" for key in ("p50", "p95", "p99", "most")),
+            f"{case['reload_ms']['p95']:,.0f}",
+            f"{case['processors']:.2f} ({case['of_it_annotators']:.2f})",
+            f"{case['server_ms_per_answer']:.1f}",
+        ]
+        for name, case in known["cases"].items()
+    ]
+    head = ("traffic", "votes", "answers/s", "p50 ms", "p95", "p99", "longest", "p95 of a reload")
+    used = ("processors in use (annotators')", "processor ms an answer, server")
+    lines += table((*head, *used), found)
+    load = "Something else used the machine meanwhile. " if known["under_load"] else ""
+    return [*lines, f"{load}{where(known)}", ""]
+
+
 #: file in the folder → its part of the page; of several files, dated ones, the last counts
 SECTIONS: dict[str, Callable[[Json], list[str]]] = {
     "versus.json": versus,
@@ -361,6 +390,7 @@ SECTIONS: dict[str, Callable[[Json], list[str]]] = {
     "plan.json": plan,
     "gpu.json": gpu,
     "acquisition.json": acquisition,
+    "labelling.json": labelling,
 }
 
 

@@ -270,7 +270,7 @@ def audit(store: Store, task: str, people: Mapping[str, Labeller]) -> Json:
     assert sorted(map(repr, store.claims(task))) == before, "replaying gives another state"
     return {
         "answers": len(said),
-        "votes": sum(event.kind == "vote" for event in said),
+        "skips": sum(event.kind == "skip" for event in said),
         "undone": len(undos),
         "standing": sum(event.kind == "vote" for event in standing),
         "repeated": sum(one.repeated for one in told.values()),

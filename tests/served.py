@@ -130,6 +130,16 @@ class Server:
                         found.append(child)
         return found
 
+    @property
+    def processor_seconds(self) -> float:
+        """That its processes have used so far."""
+        assert self._process is not None
+        used = 0
+        for process in (self._process.pid, *self.workers):
+            said = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            used += int(said[11]) + int(said[12])
+        return used / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """SIGKILL of every process of it at once."""
         assert self._process is not None
