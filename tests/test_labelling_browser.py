@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -60,18 +64,24 @@ def begin(context: BrowserContext, room: Room, token: str, task: str) -> Page:
 
 def asked(page: Page) -> str:
     """The prompt on the screen, or nothing when all is done."""
-    [found] = until(page, lambda: _asked(page), "a question, or the end,")
-    return str(found)
+    return str(_shown(page)["prompt"])
 
 
-def _asked(page: Page) -> list[str] | None:
+def _shown(page: Page) -> dict[str, Any]:
+    found: dict[str, Any] = until(page, lambda: _look(page), "a question, or the end,")
+    return found
+
+
+def _look(page: Page) -> dict[str, Any] | None:
     from playwright.sync_api import Error
 
     try:
-        found: list[str] | None = page.evaluate(
+        found: dict[str, Any] | None = page.evaluate(
             """() => {
               const prompt = document.querySelector("#prompt");
-              return prompt ? [prompt.innerText] : document.querySelector(".done") ? [""] : null;
+              const lease = document.querySelector("input[name=lease]");
+              return prompt && lease ? {prompt: prompt.innerText, lease: lease.value}
+                : document.querySelector(".done") ? {prompt: "", lease: ""} : null;
             }"""
         )
         return found
@@ -85,10 +95,10 @@ def number(page: Page) -> int:
 
 
 def moves(page: Page, act: Callable[[], object]) -> None:
-    """Do something and wait for another question."""
-    before = asked(page)
+    """Do something and wait for another question, or for the same one given out anew."""
+    before = _shown(page)["lease"]
     act()
-    until(page, lambda: asked(page) != before, "another question")
+    until(page, lambda: _shown(page)["lease"] != before, "another question")
 
 
 def press(page: Page, choice: str) -> None:
@@ -285,6 +295,56 @@ def tab_to(page: Page, there: Callable[[], bool], most: int = 60) -> None:
         if there():
             return
     raise AssertionError("not reached with Tab")
+
+
+# -- the demonstration ----------------------------------------------------------------------
+
+
+def test_the_demonstration_is_labelled_to_its_end(open_context: OpenContext) -> None:
+    """`prefopt label demo` as it is started by hand: two links, and a lead who sees the votes."""
+    command = [sys.executable, "-m", "prefopt", "label", "demo", "--json", "--items", "4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as demo:
+        try:
+            assert demo.stdout is not None
+            told = json.loads(_object(demo.stdout))
+            assert told["items"] == 4 and set(told["links"]) == {"annotator", "lead"}
+            context = open_context()
+            watched = watch(context)
+            page = context.new_page()
+            page.goto(told["links"]["annotator"])
+            page.get_by_role("button").first.click()
+            page.goto(f"{told['url']}/tasks/{told['task']}")
+            snapshot(page, "demo")
+            answered = 0
+            while asked(page):
+                key = "1234"[answered % 4]
+                moves(page, lambda key=key: page.keyboard.press(key))
+                answered += 1
+            assert answered >= 4
+            snapshot(page, "demo-done")
+            lead = open_context().new_page()
+            lead.goto(told["links"]["lead"])
+            lead.get_by_role("button").first.click()
+            lead.goto(f"{told['url']}/tasks/{told['task']}/team")
+            snapshot(lead, "demo-team")
+            assert "ann" in lead.locator("main").inner_text()
+            assert sideways(lead) <= 0 and faint(lead) == []
+            watched.quiet(told["url"])
+        finally:
+            demo.send_signal(signal.SIGINT)
+        assert demo.wait(timeout=30) == 130
+
+
+def _object(stream: IO[bytes]) -> str:
+    """The lines of the object that is said as soon as the page can be opened."""
+    lines: list[str] = []
+    while not lines or lines[-1].rstrip() != "}":
+        line = stream.readline().decode()
+        assert line, "".join(lines)
+        lines.append(line)
+        if lines[0].rstrip().endswith("}"):
+            break
+    return "".join(lines)
 
 
 # -- screens --------------------------------------------------------------------------------

@@ -9,9 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.crowd import Crowd, Manners, audit, crowd
 from tests.postgres import Cluster
 from tests.served import Server, link_of, make_task, opened, plain_items
+
+pytestmark = pytest.mark.slow
 
 #: people who send the very same again until they are told that it is there
 STUBBORN = Manners(skip=0.03, undo=0.03, again=0.05, patience=60.0)
