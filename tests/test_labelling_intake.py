@@ -244,6 +244,16 @@ def test_gold_without_an_answer_or_against_the_task_is_refused(store: Store, wri
         take_in(store, "t", gold=[write(turned)])
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_gold_that_says_both_is_refused(store: Store, write: Write, apart: bool) -> None:
+    turned = {"prompt": "p1", "chosen": "y1", "rejected": "x1"}
+    files = [write(KNOWN[1]), write(turned, name="b.jsonl")] if apart else [write(KNOWN[1], turned)]
+    with pytest.raises(DataError, match="two different answers") as caught:
+        take_in(store, "t", gold=files)
+    assert caught.value.file and caught.value.row and caught.value.remedy
+    assert list(store.items("t")) == []
+
+
 # -- images and audio ------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from prefopt.errors import DataError, RecipeError
 from prefopt.labelling.database import Database
 from prefopt.labelling.documents import (
+    gold_of_text,
     item_key,
     item_kind,
     item_to_text,
@@ -47,11 +48,12 @@ def check_task(task: Task) -> None:
         RecipeError: naming the setting.
     """
 
-    def refuse(field: str, message: str) -> None:
-        raise RecipeError(message, field=field, value=getattr(task, field))
+    def refuse(field: str, message: str, remedy: str = "give another number") -> None:
+        raise RecipeError(message, field=field, value=getattr(task, field), remedy=remedy)
 
     if not _NAME.fullmatch(task.name):
-        refuse("name", "the name of a task is 1 to 64 letters, digits, - and _")
+        refuse("name", "the name of a task is 1 to 64 letters of ASCII, digits, - and _",
+               "choose another name")  # fmt: skip
     if task.overlap < 1:
         refuse("overlap", "at least one annotator is wanted for each item")
     if not 1 <= task.lease_seconds <= 30 * 86400:
@@ -146,7 +148,7 @@ def add_items(connection: sa.Connection, task: int, new: dict[str, NewItem]) -> 
         )
         known |= {row.key: (row.id, row.document) for row in rows}
     for key, (_, document) in known.items():
-        if f'"gold":{_quoted(new[key].gold)}' not in document:
+        if gold_of_text(document) != new[key].gold:
             raise _two_answers(new[key])
     fresh = [(key, one) for key, one in new.items() if key not in known]
     numbers = insert_items(connection, task, fresh)
@@ -204,10 +206,6 @@ def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
     source = iter(values)
     while chunk := list(islice(source, _CHUNK)):
         yield chunk
-
-
-def _quoted(gold: str | None) -> str:
-    return "null" if gold is None else f'"{gold}"'
 
 
 def _two_answers(item: NewItem) -> DataError:

@@ -63,6 +63,12 @@ def item_to_text(new: NewItem) -> str:
     return dumped({"group": to_json(group), "gold": new.gold, "media": list(new.media)})
 
 
+def gold_of_text(text: str) -> str | None:
+    """The known answer of an item's text."""
+    gold: str | None = json.loads(text)["gold"]
+    return gold
+
+
 def item_from_text(text: str, priority: float) -> NewItem:
     """The inverse of `item_to_text`."""
     document = json.loads(text)

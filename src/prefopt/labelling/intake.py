@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -151,6 +151,19 @@ def _check_gold(new: NewItem, there: Item | None) -> None:
     raise DataError(message, kind="contradiction", value=_excerpt(new), remedy=remedy)
 
 
+def _check_alike(items: Sequence[NewItem], found: Mapping[bytes, tuple[NewItem, bool]]) -> None:
+    """Refuse gold that says both of one question, in one file or in several."""
+    here: dict[bytes, NewItem] = {}
+    for new in items:
+        key = _content(new)
+        before, _ = found.get(key, (here.setdefault(key, new), False))
+        if before.gold != new.gold:
+            raise DataError(
+                "the gold has two different answers to this question", kind="contradiction",
+                value=_excerpt(new), remedy="leave the wrong one out, or both",
+            )  # fmt: skip
+
+
 def _excerpt(new: NewItem) -> str:
     return new.prompt if isinstance(new.prompt, str) else new.prompt[-1].content
 
@@ -201,6 +214,7 @@ class _Reading:
             self.taken.rows += 1
             try:
                 items = list(self._items(group, asked))
+                _check_alike(items, found)
             except DataError as error:
                 if group.origins:
                     error.file = error.file or group.origins[0].file
