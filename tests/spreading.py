@@ -77,7 +77,7 @@ def train_case(case: dict[str, Any]) -> dict[str, Any]:
     from unittest.mock import patch
 
     from prefopt.errors import PrefoptError
-    from prefopt.policies.load import load_policy
+    from prefopt.policies.export import load_any
     from prefopt.recipe import load_recipe
     from prefopt.training import distributed, loop
     from prefopt.training.train import train
@@ -115,7 +115,7 @@ def train_case(case: dict[str, Any]) -> dict[str, Any]:
             result["metrics"] = [json.loads(line) for line in lines]
         result["checkpoints"] = sorted(path.name for path in out.glob("checkpoints/*step-*"))
         if (out / "model").exists():
-            model = load_policy(out / "model", device="cpu").model
+            model = load_any(out / "model", device="cpu").model
             result["weights"] = {n: w.detach().clone() for n, w in model.state_dict().items()}
             manifest = json.loads((out / "manifest.json").read_text())
             result["fingerprint"] = manifest["result"]["fingerprint"]

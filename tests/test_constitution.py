@@ -156,6 +156,16 @@ def test_a_round_in_which_nothing_is_written_leaves_the_answer(rules: Path) -> N
     assert sum(tally.failed for tally in tallies(trails, found).values()) == 2
 
 
+def test_one_revision_under_two_principles_counts_for_both(rules: Path) -> None:
+    found = read_constitution(rules)
+    trails = [
+        Trail("Q", "red wine", (Step(principle, None, "tea"),))
+        for principle in ("no-wine", "polite")
+    ]
+    counts = tallies(trails, found, make_judge("shortest"))
+    assert [tally.verdicts["better"] for tally in counts.values()] == [1, 1]
+
+
 def test_other_spaces_at_the_ends_are_no_change() -> None:
     assert not Trail("Q", " tea", (Step("p", None, "tea "),)).changed
     assert Trail("Q", " tea", (Step("p", None, "tea"), Step("q", None, "milk"))).changed
@@ -189,6 +199,9 @@ def test_what_was_written_is_kept_and_not_asked_again(rules: Path, tmp_path: Pat
     assert again == trails and len(asked) == 78
     revise(answers[:1], found, reviser, seed=1, journal=tmp_path / "journal")
     assert len(asked) == 79  # another seed, other texts
+    rules.write_text(RULES.replace("again without wine", "again, without a drop"))
+    revise(answers[:1], read_constitution(rules), reviser, journal=tmp_path / "journal")
+    assert len(asked) == 80  # other principles, too
 
 
 def test_the_journal_knows_whose_texts_it_has(tmp_path: Path) -> None:

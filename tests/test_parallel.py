@@ -51,6 +51,7 @@ IN_TWO: dict[str, dict[str, Any]] = {
     "fsdp, fewer groups than processes": {**FSDP, "batch_size": 1},
     "ddp, prefix": {**PROMPT, "reference": "initial_prompt", "reference_scores": "each_step"},
     "fsdp, lora": {**FSDP, **LORA, "reference_scores": "each_step", "probe.prompts": True},
+    "fsdp, reward model, lora": {**FSDP, **LORA, "objective.name": "reward"},
     "tensor": {**TENSOR, "model": "qwen3", **SMALL},
     "tensor, tied": {**TENSOR, "model": "tied", "probe.prompts": True},
 }  # fmt: skip
