@@ -23,28 +23,15 @@ from prefopt.rounds.loop import run_rounds
 from prefopt.rounds.settings import Gates, load_rounds, make_rounds
 from prefopt.runs import fingerprint_file
 from tests.faulty_server import faulty_server, last_text, status
+from tests.small_loop import PROMPTS, small_loop
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = [f"Tell me about number {number}." for number in range(40)]
 
 
 @pytest.fixture
 def settings(tmp_path: Path, tiny_policy_folder: Path) -> dict[str, Any]:
     """A loop over a tiny policy, judged by length: seconds a round."""
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
-    return {
-        "out": str(tmp_path / "rounds"),
-        "model": str(tiny_policy_folder),
-        "prompts": str(prompts),
-        "rounds": 2,
-        "prompts_per_round": 6,
-        "sample": {"n": 3, "max_new_tokens": 8},
-        "judge": "shortest",
-        "train": {"objective": "dpo", "learning_rate": 1e-3, "batch_size": 4},
-        "evaluate": {"count": 8, "judge": "longest"},
-        "gates": {"length_growth": None, "diversity": None, "falling": False, "agreement": None},
-    }
+    return small_loop(tmp_path, tiny_policy_folder)
 
 
 # -- settings ------------------------------------------------------------------------------

@@ -72,13 +72,20 @@ def _table(document: Mapping[str, Any]) -> Table:
     for column in ("round", "score", "wins against the first", "KL", "length", "diversity"):
         table.add_column(column, justify="left" if column == "round" else "right")
     for place, row in enumerate(document["history"]):
-        reward, wins = row["reward"], row["initial"]
+        reward = row["reward"]
         table.add_row(
             str(place),
             "–" if reward is None or reward["value"] is None else f"{reward['value']:.3f}",
-            "–" if wins is None else f"{percent(wins['value'])} ({interval(wins['interval'])})",
+            _wins(row["initial"]),
             f"{row['kl']:.2f}",
             f"{row['length']:.0f}",
             f"{row['diversity']:.3f}",
         )
     return table
+
+
+def _wins(wins: Mapping[str, Any] | None) -> str:
+    if wins is None or wins["value"] is None:
+        return "–"
+    ends = wins["interval"]
+    return percent(wins["value"]) + (f" ({interval(ends)})" if ends is not None else "")

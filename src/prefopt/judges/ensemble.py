@@ -43,6 +43,7 @@ class Ensemble:
     ) -> None:
         self.name = f"ensemble:{'+'.join(judge.name for judge in judges)}"
         self._judges = list(judges)
+        self.side_by_side = any(getattr(judge, "side_by_side", False) for judge in judges)
         self._rule = rule
         self._weights = list(weights) if weights is not None else [1.0] * len(judges)
 

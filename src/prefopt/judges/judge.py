@@ -57,6 +57,8 @@ class Judge(Protocol):
       `orders.fairly` asks it once;
     * `compare_each(questions)` and `score_each(answers)`: iterators of (position, result) as they
       come, which `kept.Kept` keeps one by one;
+    * `side_by_side = True`: it tells two answers apart better than by points for each, so whoever
+      can choose lets it compare;
     * `chunk`: else, how many questions it is given at once where verdicts are kept;
     * `failures`: a Counter of replies that could not be read, by kind.
     """

@@ -97,6 +97,7 @@ class LanguageJudge:
     ) -> None:
         self.name = speaker.name
         self.rubric = rubric
+        self.side_by_side = rubric.compare is not None
         self.failures: Counter[str] = Counter()
         self._speaker, self._mode, self._judgements = speaker, mode, judgements
         self._retries, self._max_new_tokens, self._seed = retries, max_new_tokens, seed

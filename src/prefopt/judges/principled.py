@@ -40,6 +40,7 @@ class ByPrinciples:
     ) -> None:
         self.name = name
         self._principles, self._weights = principles, weights
+        self.side_by_side = any(getattr(j, "side_by_side", False) for j in principles.values())
 
     def identity(self) -> Mapping[str, Any]:
         return {

@@ -37,6 +37,7 @@ class Recursive:
 
     def __init__(self, judge: Judge, critic: Writer, *, levels: int = 1, seed: int = 0) -> None:
         self.name = f"recursive:{judge.name}"
+        self.side_by_side = getattr(judge, "side_by_side", False)
         self._judge, self._critic, self._levels, self._seed = judge, critic, levels, seed
 
     def identity(self) -> Mapping[str, Any]:

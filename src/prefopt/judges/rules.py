@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import DataError
+from prefopt.errors import DataError, PrefoptError
 from prefopt.judges import settings
 from prefopt.judges.code import code_of, digest_of
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
@@ -61,7 +61,8 @@ class Scoring:
     ) -> list[float | None]:
         scores: list[float | None] = []
         for prompt, completion in answers:
-            scores.append(_finite(self._worth(prompt, completion), self.name, completion))
+            said = _said(self._worth, self.name, prompt, completion)
+            scores.append(_finite(said, self.name, completion))
             if progress is not None and len(scores) % _EVERY == 0:
                 progress(len(scores), len(answers))
         return scores
@@ -100,7 +101,7 @@ class Comparing:
     ) -> list[Verdict]:
         verdicts = []
         for question in questions:
-            said = self._better(question.prompt, question.first, question.second)
+            said = _said(self._better, self.name, question.prompt, question.first, question.second)
             number = _finite(said, self.name, question.first)
             if not 0.0 <= number <= 1.0:
                 raise DataError(
@@ -119,6 +120,21 @@ class Comparing:
         self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None
     ) -> list[float | None]:
         raise cannot_score(self)
+
+
+def _said(function: Callable[..., Any], name: str, *asked: Any) -> Any:
+    """What a function says; whatever it raises is said to be its own."""
+    try:
+        return function(*asked)
+    except PrefoptError:
+        raise
+    except Exception as error:
+        raise PrefoptError(
+            f"the judge {name} failed: {type(error).__name__}: {error}",
+            field="judge",
+            value=asked[-1],
+            remedy="mend the function; what it said before is kept where verdicts are kept",
+        ) from error
 
 
 def make_longest(chosen: settings.Length, context: Context) -> Judge:

@@ -106,7 +106,7 @@ class LocalSpeaker:
                 room.append(position)
         # Asks of one question stand together and have several seeds, of which a batch has one: a
         # window with a batch of each gives whole questions before the next ones begin.
-        window = self._batch_size * len({(ask.seed, ask.temperature) for ask in asks})
+        window = self._batch_size * max(1, len({(ask.seed, ask.temperature) for ask in asks}))
         for start in range(0, len(room), window):
             alike: dict[tuple[int, float], list[int]] = defaultdict(list)
             for position in room[start : start + window]:

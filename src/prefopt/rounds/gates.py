@@ -15,8 +15,8 @@ def reasons(history: History, gates: Gates) -> list[str]:
     """What stops the loop after the last of these rounds; nothing if it may go on.
 
     Args:
-        history: `kl`, `length`, `diversity`, `agreement`, `previous` (the win rate against the
-            round before, with its interval); what was not measured is None.
+        history: `kl`, `length`, `diversity`, `agreement`, `accuracy`, `previous` (the win rate
+            against the round before, with its interval); what was not measured is None.
         gates: the limits.
     """
     found = (gate(history, gates) for gate in _GATES)
@@ -27,11 +27,17 @@ def best_round(history: History, stopped: Mapping[int, Sequence[str]]) -> int:
     """The round with the highest value of those that no gate stopped; 0 is the first policy.
 
     Args:
-        history: with `value` in each.
+        history: with `value` in each; None is a policy that nobody could say it of.
         stopped: reasons by round.
     """
-    allowed = [number for number in range(len(history)) if not stopped.get(number)]
-    return max(allowed, key=lambda number: (history[number]["value"], -number))
+    allowed = [
+        number
+        for number in range(1, len(history))
+        if not stopped.get(number) and history[number]["value"] is not None
+    ]
+    first = history[0]["value"]
+    rounds = [number for number in allowed if first is None or history[number]["value"] > first]
+    return max(rounds, key=lambda number: (history[number]["value"], -number), default=0)
 
 
 def _kl(history: History, gates: Gates) -> str | None:
@@ -75,11 +81,25 @@ def _agreement(history: History, gates: Gates) -> str | None:
     )
 
 
+def _accuracy(history: History, gates: Gates) -> str | None:
+    known = [row["accuracy"] for row in history if row.get("accuracy") is not None]
+    if gates.accuracy is None or len(known) < 2 or history[-1].get("accuracy") is None:
+        return None
+    if max(known[:-1]) - known[-1] <= gates.accuracy:
+        return None
+    return (
+        f"the judge is right in {known[-1]:.3f} of what people labelled, and was in "
+        f"{max(known[:-1]):.3f}; a fall of {gates.accuracy:g} is allowed"
+    )
+
+
 def _falling(history: History, gates: Gates) -> str | None:
     against = history[-1].get("previous")
-    if not gates.falling or against is None or against["interval"][1] >= 0.5:
+    if not gates.falling or against is None or against["interval"] is None:
         return None
     low, high = against["interval"]
+    if high >= 0.5:
+        return None
     return (
         f"it is worse than the round before: it wins {against['value']:.2f} "
         f"(95 % interval {low:.2f} to {high:.2f})"
@@ -91,5 +111,6 @@ _GATES: tuple[Callable[[History, Gates], str | None], ...] = (
     _length,
     _diversity,
     _agreement,
+    _accuracy,
     _falling,
 )

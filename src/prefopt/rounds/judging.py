@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefopt.data.acquisition.acquiring import acquire
 from prefopt.data.acquisition.questions import drawn
@@ -17,28 +17,44 @@ from prefopt.judges.judge import Judge
 from prefopt.judges.judging import judge_groups
 from prefopt.judges.kept import Kept
 from prefopt.records import Group, prompt_key
-from prefopt.rounds.settings import Rounds, Selection
+from prefopt.rounds.settings import Rounds, Selection, unread
 from prefopt.sampling import selecting
 from prefopt.training.display import Display
 
+Way = Literal["score", "compare"]
 
-def way_of(judge: Judge, rounds: Rounds) -> str:
-    """`score` or `compare`: how the judge is asked.
+
+def way_of(judge: Judge, rounds: Rounds) -> Way:
+    """How the judge is asked: a score for every completion, or pairs to compare.
 
     Raises:
-        RecipeError: scores are wanted of a judge that has none.
+        RecipeError: scores are wanted of a judge that has none, the budget is too small for
+            anything, or a setting of the other way has no effect.
     """
-    wanted = rounds.file.select.by
-    scored = scores(judge)
-    if wanted == "score" and not scored:
+    chosen = rounds.file.select
+    way = best_way(judge) if chosen.by == "auto" else chosen.by
+    if way == "score" and not scores(judge):
         raise rounds.refuse(
             f"the judge {judge.name} gives no scores", "select.by", value="score",
             remedy="set by: compare, or leave it out",
         )  # fmt: skip
-    if wanted != "auto":
-        return wanted
-    # A judge that is shown two answers in an order reads them beside each other best.
-    return "score" if scored and not getattr(judge, "sees_order", True) else "compare"
+    for problem in unread(rounds, way):
+        raise problem
+    n = rounds.file.sample.n
+    if way == "score" and chosen.budget is not None and chosen.budget < n:
+        raise rounds.refuse(
+            f"is less than the {n} completions of one prompt, which are all scored",
+            "select.budget", value=chosen.budget,
+            remedy="raise it, lower sample.n, or set select.by: compare",
+        )  # fmt: skip
+    return way
+
+
+def best_way(judge: Judge) -> Way:
+    """How a judge is asked if nothing is said about it."""
+    # Who reads two answers beside each other tells them apart better than by points for each.
+    beside = getattr(_inner(judge), "side_by_side", False)
+    return "score" if scores(judge) and not beside else "compare"
 
 
 def select(
@@ -46,7 +62,7 @@ def select(
     rounds: Rounds,
     samples: Path,
     *,
-    way: str,
+    way: Way,
     policies: tuple[str, str],
     seed: int,
 ) -> dict[str, Any]:
@@ -78,7 +94,7 @@ def judge(
     questions: Path,
     judge: Kept,
     *,
-    way: str,
+    way: Way,
     seed: int,
     display: Display,
 ) -> dict[str, Any]:
@@ -98,16 +114,18 @@ def judge(
             advance(done - seen)
             seen = done
 
-        what: Any = "score" if way == "score" else "compare"
-        verdicts = judge_groups(judge, groups, what=what, pairs="all", progress=moved)
+        verdicts = judge_groups(judge, groups, what=way, pairs="all", progress=moved)
     write_groups(folder / "judged.jsonl", verdicts.groups)
     if way == "score":
         pairs, dropped = _of_scores(verdicts.groups, rounds.file.select, seed)
     else:
         pairs, dropped = _of_verdicts(verdicts.groups)
     if not pairs:
+        why = {"no verdict": verdicts.unread, **dropped, **verdicts.failures}
+        said = ", ".join(f"{name} {count:,}" for name, count in why.items() if count)
         raise RecipeError(
-            "the judge prefers nothing: no comparison is left to train on",
+            f"the judge prefers nothing, so there is nothing to train on; of {total:,} questions: "
+            + (said or "none decided"),
             file=str(folder / "judged.jsonl"),
             field="judge",
             value=judge.name,
@@ -204,7 +222,12 @@ def _scored(groups: Sequence[Group], policies: tuple[str, str], device: str | No
 def scores(judge: Judge) -> bool:
     """Whether a judge scores completions; asked nothing, one that does says nothing."""
     try:
-        getattr(judge, "judge", judge).score_all([])  # one that remembers answers nothing itself
+        _inner(judge).score_all([])
     except RecipeError:
         return False
     return True
+
+
+def _inner(judge: Judge) -> Judge:
+    """The judge whose verdicts are kept."""
+    return judge.judge if isinstance(judge, Kept) else judge

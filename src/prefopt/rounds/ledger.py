@@ -4,6 +4,7 @@
     world/           the generated world, where there is one
     verdicts/        what judges said, by content: nothing is asked twice
     round-0/         the first policy, measured
+    round-1/         the prompts of the round, prompts.jsonl (in round-0 those of every measurement)
     round-1/sample/  and select/, judge/, check/, train/, evaluate/: each is finished when it
                      has its manifest.json
     model            a link to the model of the best round
@@ -16,13 +17,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prefopt import __version__
+from prefopt.data.prompts import read_prompts
 from prefopt.errors import RunError
+from prefopt.recipe import NOT_LEARNED
+from prefopt.records import Prompt
+from prefopt.rounds.judges import said_of_judges
 from prefopt.rounds.settings import MAY_CHANGE, Rounds
 from prefopt.runs import explained, write_text
 
@@ -41,6 +48,7 @@ class Ledger:
 
     def __init__(self, rounds: Rounds) -> None:
         self.rounds = rounds
+        self._judges = without_passwords(said_of_judges(rounds))
         self.folder = Path(rounds.file.out)
         self.document = self.folder / "rounds.json"
         self.report = self.folder / "report.html"
@@ -50,6 +58,27 @@ class Ledger:
     def stage_folder(self, number: int, name: str) -> Path:
         """`round-2/judge`."""
         return self.folder / f"round-{number}" / name
+
+    @property
+    def begun(self) -> bool:
+        """Whether a stage is finished: from then on settings hold."""
+        return any(self.folder.glob("round-*/*/manifest.json"))
+
+    def prompts(self) -> dict[int, list[Prompt]]:
+        """The prompts of the rounds that have sampled, and as 0 of what is measured on."""
+        found = {}
+        for path in self.folder.glob("round-*/prompts.jsonl"):
+            number = path.parent.name.removeprefix("round-")
+            if number.isdigit() and self.done(int(number), "sample" if int(number) else "evaluate"):
+                found[int(number)] = list(read_prompts([str(path)]))
+        return found
+
+    def keep_prompts(self, number: int, prompts: Sequence[Prompt]) -> None:
+        """Write down the prompts of a round."""
+        path = self.folder / f"round-{number}" / "prompts.jsonl"
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "".join(json.dumps({"prompt": _plain(one)}) + "\n" for one in prompts))
 
     def done(self, number: int, name: str) -> bool:
         """Whether a stage has its manifest."""
@@ -77,10 +106,9 @@ class Ledger:
                 seconds = round(time.perf_counter() - started, 1)
                 record = {"prefopt": __version__, "round": number, "stage": name}
                 _write(manifest, {**record, "seconds": seconds, "figures": figures})
-        with explained(manifest):
-            record = json.loads(manifest.read_text(encoding="utf-8"))
-        figures = record.get("figures", record.get("result", {}))
-        return {**figures, "seconds": record.get("seconds")}
+        written = _read(manifest)
+        figures = written.get("figures", written.get("result", {}))
+        return {**figures, "seconds": written.get("seconds")}
 
     def write(self, state: str, **found: Any) -> dict[str, Any]:
         """Write `rounds.json`, and return what it holds."""
@@ -90,6 +118,7 @@ class Ledger:
             "state": state,
             **found,
             "settings": self._settings(),
+            "judges": self._judges,
         }
         _write(self.document, document)
         return document
@@ -109,33 +138,79 @@ class Ledger:
         return str(link)
 
     def _settings(self) -> dict[str, Any]:
-        return self.rounds.file.model_dump()
+        return dict(without_passwords(self.rounds.file.model_dump()))
 
     def _check_folder(self) -> None:
         if not self.document.exists():
-            if self.folder.is_dir() and any(self.folder.glob("[!.]*")):
-                others = {path.name for path in self.folder.iterdir()} - {"world", "verdicts"}
-                if any(not name.startswith(("round-", ".")) for name in others):
-                    raise self._not_ours("the folder holds something else")
+            others = set(self.folder.glob("[!.]*")) if self.folder.is_dir() else set()
+            ours = ("world", "verdicts", "round-")
+            if any(not path.name.startswith(ours) for path in others):
+                raise self._not_ours("the folder holds something else")
             return
-        with explained(self.document):
-            before = json.loads(self.document.read_text(encoding="utf-8"))
+        before = _read(self.document)
         if "settings" not in before:
             raise self._not_ours("the folder holds something else")
-        now = json.loads(json.dumps(self._settings()))
+        if self.begun:
+            self._check_same(before)
+
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        """Refuse settings that what is finished did not have."""
+        now = json.loads(json.dumps(_compared(self._settings(), self._judges)))
+        then = _compared(before["settings"], before.get("judges", {}))
         for name, value in now.items():
-            if name not in MAY_CHANGE and before["settings"].get(name) != value:
-                raise RunError(
-                    "the folder has rounds with another setting",
-                    file=str(self.folder),
-                    field=name,
-                    value=before["settings"].get(name),
-                    remedy="set it back, or choose another out; only "
-                    f"{', '.join(MAY_CHANGE)} may change",
-                )
+            if name in MAY_CHANGE or then.get(name) == value:
+                continue
+            if name == "train" and not any(self.folder.glob("round-*/train/manifest.json")):
+                continue  # what a training refused may be mended
+            raise RunError(
+                "the folder has rounds with another setting",
+                file=str(self.folder),
+                field=name,
+                value=then.get(name),
+                remedy="set it back, or choose another out; only "
+                f"{', '.join(MAY_CHANGE)} may change",
+            )
 
     def _not_ours(self, message: str) -> RunError:
         return RunError(message, file=str(self.folder), field="out", remedy="choose another folder")
+
+
+def _compared(settings: Mapping[str, Any], judges: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the judges as they were read, and not as they were named."""
+    evaluate = {key: value for key, value in settings["evaluate"].items() if key != "judge"}
+    train = {key: value for key, value in settings["train"].items() if key not in NOT_LEARNED}
+    return {**settings, "evaluate": evaluate, "train": train, **judges}
+
+
+def without_passwords(value: Any) -> Any:
+    """The same without the passwords of URLs: the folder is shown to others.
+
+    >>> without_passwords({"database": "postgresql://ann:secret@host/labels"})
+    {'database': 'postgresql://ann:***@host/labels'}
+    """
+    if isinstance(value, str):
+        return re.sub(r"(://[^/:@\s]*):[^/@\s]*@", r"\1:***@", value)
+    if isinstance(value, Mapping):
+        return {key: without_passwords(item) for key, item in value.items()}
+    return [without_passwords(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of this folder."""
+    with explained(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(
+            "not JSON", file=str(path), row=error.lineno,
+            remedy="it was changed by something else: remove it and what came after it",
+        ) from None  # fmt: skip
+    return document if isinstance(document, dict) else {}
 
 
 def _write(path: Path, document: Any) -> None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import RecipeError
 from prefopt.judges.kept import Kept
 from prefopt.judges.people import WaitingForPeople
-from prefopt.judges.table import make_judge
 from prefopt.recipe import load_recipe
 from prefopt.rounds import judging, sampling
 from prefopt.rounds.gates import best_round, reasons
-from prefopt.rounds.ground import Ground, prepare, prompts_of
+from prefopt.rounds.ground import Ground, prepare
+from prefopt.rounds.judges import Judges, check_judges
 from prefopt.rounds.ledger import Ledger
 from prefopt.rounds.page import write_page
-from prefopt.rounds.settings import Rounds, training
+from prefopt.rounds.settings import Rounds
+from prefopt.rounds.teaching import Teaching, data_of, pairs_of, teaching
 from prefopt.runs import held, write_text
 from prefopt.training.display import Display
 
@@ -40,10 +40,12 @@ def run_rounds(rounds: Rounds, *, progress: bool = True) -> dict[str, Any]:
         RecipeError: there are too few prompts, or nothing can be trained on.
         PrefoptError: whatever a stage raises; the same call goes on with that stage.
     """
+    for problem in check_judges(rounds):
+        raise problem
+    how = teaching(rounds)
     ledger = Ledger(rounds)
-    ledger.folder.mkdir(parents=True, exist_ok=True)
     with held(ledger.folder):
-        return Loop(ledger, progress).run()
+        return Loop(ledger, how, progress).run()
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Loop:
     """One loop over its folder."""
 
     ledger: Ledger
+    teaching: Teaching
     progress: bool
 
     def __post_init__(self) -> None:
@@ -59,38 +62,40 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.done: list[dict[str, Any]] = []
         self.stopped: dict[int, list[str]] = {}
-        self.ledger.write("running", history=[], rounds=[])
 
     def run(self) -> dict[str, Any]:
         """All rounds; see `run_rounds`."""
-        self.check_training()
         self._say("What the rounds stand on")
         self.ground: Ground = prepare(self.ledger, progress=self.progress)
+        self.judges = Judges(self.rounds, self.ledger.verdicts, self.ground.model)
+        self.begin()
         state, reason = "done", None
         try:
             self.history.append(self.measure(0))
+            self.so_far(0)
             for number in range(1, self.file.rounds + 1):
                 self.round(number)
                 self.stopped[number] = reasons(self.history, self.file.gates)
-                self.record("running")
                 if self.stopped[number]:
                     state, reason = "stopped", "; ".join(self.stopped[number])
                     break
+                self.so_far(number)
         except WaitingForPeople as waiting:
             state, reason = "waiting", f"{waiting.message}; {waiting.remedy}"
         return self.record(state, reason=reason)
 
-    def check_training(self) -> None:
-        """Refuse now what the objective would refuse after an hour of sampling."""
-        from prefopt.training.prepare import settle
+    def begin(self) -> None:
+        """Refuse judges that cannot be, then make the folder this loop's: from here on it is."""
+        if self.ledger.begun:
+            return
+        judging.way_of(self.judges.of_rounds(self.ground.model, "round-1"), self.rounds)
+        self.judges.evaluating()
+        self.ledger.write("running", best=None, history=[], rounds=[])
 
-        settings = training(self.file, "model", ["data"], "out", "initial")
-        try:
-            settle(load_recipe(None, settings, origin="train"))
-        except RecipeError as error:
-            error.file, error.field = self.rounds.path, f"train.{error.field}"
-            error.row = self.rounds.rows.get(error.field)
-            raise
+    def so_far(self, number: int) -> None:
+        """Write down what is known after a round, unless more was known before."""
+        if not self.ledger.done(number + 1, "evaluate"):
+            self.record("running")
 
     def record(self, state: str, **further: Any) -> dict[str, Any]:
         """Write down where the loop is, with the best round so far."""
@@ -127,7 +132,7 @@ class Loop:
                 folder,
                 self.file,
                 self.policy(number - 1),
-                prompts_of(self.ground, self.rounds, number),
+                self.ground.prompts[number - 1],
                 name=f"round-{number - 1}",
                 seed=self.file.seed + number,
                 display=self.display,
@@ -169,7 +174,7 @@ class Loop:
         from prefopt.report import data_page
 
         def work(folder: Path) -> Mapping[str, Any]:
-            found = check(self.pairs(number), seed=self.file.seed, processes=1)
+            found = check(pairs_of(self.ledger, number), seed=self.file.seed, processes=1)
             write_text(folder / "check.json", json.dumps(found) + "\n")
             data_page.write(found, folder / "check.html")
             levels = [finding["level"] for finding in found["findings"]]
@@ -188,15 +193,8 @@ class Loop:
         from prefopt.training.train import train
 
         def work(folder: Path) -> Mapping[str, Any]:
-            first = 1 if self.file.data == "expanded" else number
-            data = [
-                {"path": str(self.pairs(past)), "name": f"round-{past}"}
-                for past in range(first, number + 1)
-            ]
-            start, reference = self.start_of(number), self.reference_of(number)
-            settings = training(self.file, start, data, str(folder), reference)
-            if number > 1 and self.file.start == "previous":
-                settings.pop("adapter", None)  # the one that is there goes on
+            data = data_of(self.ledger, number)
+            settings = self.teaching.recipe(self.ledger, self.ground.model, number, data)
             train(load_recipe(None, settings, origin="rounds"), progress=self.progress)
             return {}
 
@@ -206,16 +204,18 @@ class Loop:
         from prefopt.rounds.measuring import measure
 
         def work(folder: Path) -> Mapping[str, Any]:
-            evaluating = self.evaluating()
+            evaluating = self.judges.evaluating()
+            # What it is asked here is not of a round's budget.
+            judge = self.judges.of_rounds(self.policy(max(0, number - 1)), "agreement")
             past = [0, number - 1] if number else []
             return measure(
                 folder,
                 self.file,
-                self.ground.evaluation,
-                models=(self.policy(number), self.ground.model),
-                judges=(evaluating, self.judge_of(number)),
+                self.ground,
+                self.policy(number),
+                judges=(evaluating, judge),
                 before=[self.ledger.stage_folder(n, "evaluate") / "samples.jsonl" for n in past],
-                scored=judging.scores(evaluating),
+                scored=judging.best_way(evaluating) == "score",
                 display=self.display,
             )
 
@@ -231,59 +231,11 @@ class Loop:
             return self.ground.model
         return str(self.ledger.stage_folder(number, "train"))
 
-    def pairs(self, number: int) -> Path:
-        return self.ledger.stage_folder(number, "judge") / "pairs.jsonl"
-
-    def start_of(self, number: int) -> str:
-        """The model that a round trains."""
-        if self.file.start == "initial" or number == 1:
-            return self.ground.model
-        return str(self.ledger.stage_folder(number - 1, "train") / "model")
-
-    def reference_of(self, number: int) -> str:
-        """The `reference` of a round's recipe: a word where that saves a second copy."""
-        if number == 1:
-            return "initial"
-        starts_anew = self.file.start == "initial"
-        if self.file.reference == "initial":
-            if starts_anew:
-                return "initial"
-            return "base" if self.file.train.get("adapter") else self.ground.model
-        if not starts_anew:
-            return "initial"
-        return str(self.ledger.stage_folder(number - 1, "train") / "model")
-
     def judge_of(self, number: int, *, budget: int | None = None) -> Kept:
-        """The judge of a round; `{policy}` and `{initial}` in its settings are that round's."""
-        names = {"{policy}": self.policy(max(0, number - 1)), "{initial}": self.ground.model}
-        judge = make_judge(
-            _filled(self.file.judge, names), device=self.file.device, file=self.rounds.path
-            if isinstance(self.file.judge, Mapping) else None,
-            rows=self.rounds.rows, prefix="judge.",
-        )  # fmt: skip
-        return Kept(judge, self.ledger.verdicts, budget=budget, account=f"round-{number}")
-
-    def evaluating(self) -> Kept:
-        """Who says how good a policy is: in a world its own reward, unless another was named."""
-        spec = self.file.evaluate.judge
-        if spec is None:
-            spec = "world" if self.file.world is not None else self.file.judge
-        names = {"{policy}": self.ground.model, "{initial}": self.ground.model}
-        judge = make_judge(_filled(spec, names), device=self.file.device)
-        return Kept(judge, self.ledger.verdicts, account="evaluation")
+        """The judge of a round, with the policy that wrote its answers."""
+        return self.judges.of_rounds(self.policy(number - 1), f"round-{number}", budget=budget)
 
     def _say(self, title: str) -> None:
         from rich.console import Console
 
         Console(stderr=True, quiet=not self.progress).rule(f"[bold]{title}", align="left")
-
-
-def _filled(spec: Any, names: Mapping[str, str]) -> Any:
-    """A judge's settings with the names of this round's policies in them."""
-    if isinstance(spec, str):
-        for name, value in names.items():
-            spec = spec.replace(name, value)
-        return spec
-    if isinstance(spec, Mapping):
-        return {key: _filled(value, names) for key, value in spec.items()}
-    return [_filled(item, names) for item in spec] if isinstance(spec, Sequence) else spec

@@ -8,7 +8,7 @@ is an estimate of KL(π ‖ π₀) to the *first* policy, whatever the reference
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from prefopt.data.formats import read_groups, write_groups
 from prefopt.evaluation.asking import settled
 from prefopt.evaluation.comparing import codes_of
 from prefopt.evaluation.win_rate import sampled_kl
-from prefopt.judges.judge import Judge, Question
+from prefopt.judges.judge import Judge, Question, Verdict
+from prefopt.judges.selfreward import judge_accuracy
 from prefopt.policies.export import model_folder
 from prefopt.policies.load import load_policy
 from prefopt.records import Completion, Group, Prompt
+from prefopt.rounds.ground import Ground
 from prefopt.rounds.settings import RoundsFile
 from prefopt.sampling.generate import sample_tokens, to_texts
 from prefopt.training.display import Display
@@ -34,9 +36,9 @@ SEED = 1_000_003
 def measure(
     folder: Path,
     file: RoundsFile,
-    prompts: Sequence[Prompt],
+    ground: Ground,
+    policy: str,
     *,
-    models: tuple[str, str],
     judges: tuple[Judge, Judge],
     before: Sequence[Path],
     scored: bool,
@@ -47,38 +49,61 @@ def measure(
     Args:
         folder: of the stage; gets `samples.jsonl`.
         file: the settings.
-        prompts: P prompts.
-        models: the policy and the first one.
+        ground: with the first policy, P prompts, and what people labelled.
+        policy: what is measured.
         judges: who evaluates, and who judges the rounds.
         before: `samples.jsonl` of the first policy and of the round before; empty for the
             first policy itself.
-        scored: whether the evaluating judge gives scores.
+        scored: whether the evaluating judge is asked for scores.
         display: for progress.
 
     Returns:
         `reward` (mean score; None without scores), `initial` and `previous` (win rates; None
         for the first policy), each with `value` and 95 % `interval` clustered by prompt, `value`
-        (what rounds are ranked by), `kl` and its `kl_error` in nats a completion, `length` in
-        characters and `tokens`, `diversity`, `agreement` of the two judges, `unreadable`.
+        (what rounds are ranked by; None if nobody could tell), `kl` and its `kl_error` in nats a
+        completion, `length` in characters and `tokens`, `diversity`, `agreement` of the two
+        judges and the answers without a verdict of both, `accuracy` of the judge on the labels.
     """
-    groups, tokens, kl = _answered(file, prompts, models, display)
+    prompts = ground.evaluation
+    groups, tokens, kl = _answered(file, prompts, (policy, ground.model), display)
     write_groups(folder / "samples.jsonl", groups)
     evaluating, judging = judges
     reward = _reward(evaluating, groups) if scored else None
-    against = [_wins(evaluating, groups, list(read_groups([str(path)]))) for path in before]
+    against = _wins(evaluating, groups, [list(read_groups([str(path)])) for path in before])
     initial, previous = against or (None, None)
-    agreement, unreadable = _agreement(evaluating, judging, groups)
+    agreement, unreadable = _agreement(evaluating, judging, groups[: _asked_too(file)])
     texts = [item.text for group in groups for item in group.completions]
-    if reward is not None and reward["value"] is not None:
-        value = reward["value"]
-    else:
-        value = 0.5 if initial is None else initial["value"]
     return {
-        "value": value, "reward": reward, "initial": initial, "previous": previous,
-        "kl": kl[0], "kl_error": kl[1], "length": sum(map(len, texts)) / len(texts),
-        "tokens": tokens, "diversity": distinct_pairs(texts),
-        "agreement": agreement, "unreadable": unreadable, "prompts": len(prompts),
+        "value": _value(reward, initial), "reward": reward, "initial": initial,
+        "previous": previous, "kl": kl[0], "kl_error": kl[1],
+        "length": sum(map(len, texts)) / len(texts), "tokens": tokens,
+        "diversity": distinct_pairs(texts), "agreement": agreement, "unreadable": unreadable,
+        "accuracy": _accuracy(judging, ground.labels), "prompts": len(prompts),
     }  # fmt: skip
+
+
+def _value(reward: dict[str, Any] | None, initial: dict[str, Any] | None) -> float | None:
+    """What rounds are ranked by, in one unit for all of them."""
+    if reward is not None:
+        value: float | None = reward["value"]
+        return value
+    return 0.5 if initial is None else initial["value"]
+
+
+def _asked_too(file: RoundsFile) -> int | None:
+    """Prompts whose answers the judge of the rounds compares beside the evaluating one."""
+    given = file.evaluate.agreement
+    return file.select.budget if given is None else given
+
+
+def _accuracy(judge: Judge, labels: Sequence[Group]) -> float | None:
+    """How often the judge says what people said; None without labels, or if nothing is read."""
+    if not labels:
+        return None
+    try:
+        return judge_accuracy(judge, labels).share
+    except ValueError:  # none of its verdicts could be read
+        return None
 
 
 def distinct_pairs(texts: Iterable[str]) -> float:
@@ -100,7 +125,7 @@ def _answered(
 ) -> tuple[list[Group], float, tuple[float, float]]:
     """Answers as groups, their mean length in tokens, and KL with its error."""
     policy, first = (load_policy(model_folder(name), device=file.device) for name in models)
-    with display.bar("answering, prompts", len(prompts)) as advance:
+    with display.bar("measuring, answers", ANSWERS * len(prompts)) as advance:
         drawn = sample_tokens(
             policy,
             prompts,
@@ -130,23 +155,35 @@ def _reward(judge: Judge, groups: Sequence[Group]) -> dict[str, Any]:
     ).to_dict()
 
 
-def _wins(judge: Judge, ours: Sequence[Group], theirs: Sequence[Group]) -> dict[str, Any]:
-    """How often our answers are better than the others to the same prompt, the i-th and the i-th.
+def _wins(
+    judge: Judge, ours: Sequence[Group], others: Sequence[Sequence[Group]]
+) -> list[dict[str, Any]]:
+    """How often our answers are better than each of the others', the i-th and the i-th.
 
-    Equal texts are a tie that nobody is asked about.
+    Equal texts are a tie that nobody is asked about. All questions are asked together: people
+    need not come back for the second half of them.
     """
+    pairs = [_pairs(ours, theirs) for theirs in others]
+    asked = [one for own in pairs for _, one in own if one.first != one.second]
+    said = iter(judge.compare_all(asked)) if asked else iter(())
+    return [_share(own, said) for own in pairs]
+
+
+def _pairs(ours: Sequence[Group], theirs: Sequence[Group]) -> list[tuple[Group, Question]]:
     sides = {group.prompt_key: group.completions for group in theirs}
-    pairs = [
+    return [
         (group, Question(group.prompt, mine.text, other.text))
         for group in ours
         for mine, other in zip(group.completions, sides[group.prompt_key], strict=True)
     ]
-    asked = [question for _, question in pairs if question.first != question.second]
-    said = iter(judge.compare_all(asked)) if asked else iter(())
+
+
+def _share(pairs: Sequence[tuple[Group, Question]], said: Iterator[Verdict]) -> dict[str, Any]:
+    """The win rate of one set of pairs; takes their verdicts from what was said."""
     values = [0.5 if q.first == q.second else settled(next(said)) for _, q in pairs]
     known = [(v, g) for v, (g, _) in zip(values, pairs, strict=True) if v is not None]
     if not known:
-        return {"value": 0.5, "interval": [0.0, 1.0], "unreadable": len(values)}
+        return {"value": None, "interval": None, "ties": None, "unreadable": len(values)}
     found = share(_floats(v for v, _ in known), codes_of([g.prompt_key for _, g in known]))
     ties = sum(value == 0.5 for value, _ in known) / len(known)
     return {**found.to_dict(), "ties": ties, "unreadable": len(values) - len(known)}
@@ -159,7 +196,7 @@ def _agreement(
 
     A tie of one of them agrees half with a preference of the other.
     """
-    if evaluating.identity() == judging.identity():
+    if not groups or evaluating.identity() == judging.identity():
         return None, 0
     questions = [
         Question(group.prompt, *(item.text for item in group.completions))

@@ -64,6 +64,8 @@ def _page(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         "stages": _stages(document),
         "examples": _examples(folder, len(history)),
         "choices": _choices(settings),
+        "each": _EACH,
+        "pages": _links(folder, document),
     }
 
 
@@ -77,11 +79,11 @@ def _headline(document: Mapping[str, Any]) -> str:
             if len(history) > 1
             else ("The first policy is measured")
         )
-    figures = history[best["round"]]
-    against = figures["initial"]
+    against = history[best["round"]]["initial"]["value"]
+    if against is None:
+        return f"Round {best['round']} is the best"
     return (
-        f"Round {best['round']} is the best: it wins {100 * against['value']:.0f} % against the "
-        "first policy"
+        f"Round {best['round']} is the best: it wins {100 * against:.0f} % against the first policy"
     )
 
 
@@ -114,9 +116,10 @@ def _plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
         rewards = [row["reward"] for row in history]
         plots.append(_over_rounds("Mean score", "reward", rewards, "by the evaluating judge"))
     wins = [{"value": 0.5, "interval": [0.5, 0.5]}, *(row["initial"] for row in history[1:])]
-    plots.append(
-        _over_rounds("Wins against the first policy", "wins", wins, "ties half", level=0.5)
-    )
+    if all(one["value"] is not None for one in wins):
+        plots.append(
+            _over_rounds("Wins against the first policy", "wins", wins, "ties half", level=0.5)
+        )
     kl = [
         {"value": row["kl"], "interval": [row["kl"] - 1.96 * (row["kl_error"] or 0),
                                           row["kl"] + 1.96 * (row["kl_error"] or 0)]}
@@ -127,6 +130,7 @@ def _plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
         ("length", "Length", "characters of an answer"),
         ("diversity", "Diversity", "different pairs of neighbouring words"),
         ("agreement", "Agreement of the judges", "the judge with the evaluating one"),
+        ("accuracy", "Accuracy of the judge", "on what people labelled"),
     ):
         if all(row[name] is not None for row in history):
             values = [{"value": row[name], "interval": None} for row in history]
@@ -148,7 +152,7 @@ def _over_rounds(
         if level is not None:
             axes.axhline(level, color=MUTED, linewidth=1, dashes=(4, 3), zorder=1)
         for place, one in enumerate(values):
-            if one["interval"] is not None and None not in one["interval"]:
+            if one["interval"] is not None:
                 axes.plot([place, place], one["interval"], color=INK, linewidth=1.2, zorder=2)
         heights = [one["value"] for one in values]
         axes.plot(places, heights, color=MAIN, marker="o", markersize=5, linewidth=1.4, zorder=3)
@@ -173,19 +177,19 @@ def _table(document: Mapping[str, Any]) -> Table:
             f"{name} (best)" if place == best else name,
             _with_interval(row["reward"]), _with_interval(row["initial"]),
             _with_interval(row["previous"]), number(row["kl"]), number(row["length"]),
-            number(row["diversity"]), number(row["agreement"]),
+            number(row["diversity"]), number(row["agreement"]), number(row["accuracy"]),
         ))  # fmt: skip
     columns = ("", "mean score", "wins against the first", "against the one before", "KL",
-               "length", "diversity", "agreement")  # fmt: skip
+               "length", "diversity", "agreement", "accuracy")  # fmt: skip
     return Table("What each round came to, with 95 % intervals", columns, tuple(rows))
 
 
 def _with_interval(value: Mapping[str, Any] | None) -> str:
     if value is None or value["value"] is None:
         return "–"
-    low, high = value["interval"]
-    if low is None or high is None:
+    if value["interval"] is None:
         return number(value["value"])
+    low, high = value["interval"]
     return f"{number(value['value'])} ({number(low)} to {number(high)})"
 
 
@@ -246,6 +250,34 @@ _MEANINGS = {
         "expanded": "A round trains on the comparisons of all rounds so far.",
     },
 }
+
+
+#: stage → what it does
+_EACH = (
+    ("sample", "The policy answers the round's prompts, several times each; no two rounds have a "
+     "prompt in common."),
+    ("select", "Which completions are scored, or which pairs are compared, within the budget."),
+    ("judge", "The judge says what it thinks. No question is asked twice; what cannot be read is "
+     "counted, and ties are left out."),
+    ("check", "What is wrong with the comparisons. Errors stop the training."),
+    ("train", "The policy learns from the comparisons."),
+    ("evaluate", "The new policy answers prompts that no round trains on, and is compared with the "
+     "first one and with the one before."),
+)  # fmt: skip
+
+
+def _links(folder: Path, document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pages of the stages: words and relative addresses."""
+    found = []
+    for entry in document["rounds"]:
+        for words, place in (
+            ("comparisons", "check/check.html"),
+            ("training", "train/report.html"),
+        ):
+            path = f"round-{entry['round']}/{place}"
+            if (folder / path).is_file():
+                found.append((f"round {entry['round']}: {words}", path))
+    return found
 
 
 def _choices(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:

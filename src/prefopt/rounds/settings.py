@@ -15,7 +15,6 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from prefopt.errors import RecipeError
-from prefopt.judges.table import check_spec
 from prefopt.recipe import load_recipe
 from prefopt.recipe.refusals import explain
 from prefopt.recipe.sections import PositiveInt, Strict, Text
@@ -68,7 +67,7 @@ class Selection(Strict):
         default="best_worst", description="of score: which completions are compared"
     )
     margin: float = Field(default=0.0, ge=0, description="of score: least difference of scores")
-    k: PositiveInt = Field(default=2, description="of top_k and rso: completions kept")
+    k: int = Field(default=2, ge=2, description="of top_k and rso: completions kept")
     beta: float = Field(default=0.5, gt=0, description="of rso: temperature of acceptance")
     ask: Literal["random", "d-optimal", "uncertainty", "certainty"] = Field(
         default="random", description="of compare: which pairs the judge is asked about"
@@ -90,6 +89,16 @@ class Evaluation(Strict):
         default=None,
         description="who says how good the policy is; by default the judge of the rounds",
     )
+    agreement: int | None = Field(
+        default=None,
+        ge=0,
+        description="prompts whose two answers the judge of the rounds compares too; by default "
+        "all, or as many as select.budget",
+    )
+    labels: Text | None = Field(
+        default=None,
+        description="comparisons by people that no round trains on: how often the judge is right",
+    )
 
 
 class Gates(Strict):
@@ -108,6 +117,11 @@ class Gates(Strict):
         default=0.1,
         gt=0,
         description="how far its agreement with the evaluating judge may fall below the best",
+    )
+    accuracy: float | None = Field(
+        default=0.03,
+        gt=0,
+        description="how far the judge's accuracy on evaluate.labels may fall below the best",
     )
     falling: bool = Field(
         default=True, description="stop when a round is surely worse than the one before"
@@ -163,8 +177,8 @@ class RoundsFile(Strict):
         return {"name": value} if isinstance(value, str) else value
 
 
-#: settings that may differ when a folder goes on: more rounds, other gates, another place
-MAY_CHANGE = ("rounds", "gates", "out", "device")
+#: settings that may differ when a folder goes on; a round's own prompts are written down
+MAY_CHANGE = ("rounds", "gates", "out", "device", "prompts")
 
 
 @dataclass(frozen=True)
@@ -183,7 +197,13 @@ class Rounds:
 
     def refuse(self, message: str, key: str, **place: Any) -> RecipeError:
         """An error about a key of the file."""
-        return RecipeError(message, file=self.path, row=self.rows.get(key), field=key, **place)
+        return RecipeError(message, file=self.path, row=self.row(key), field=key, **place)
+
+    def row(self, key: str) -> int | None:
+        """Where a dotted key stands, or what it is a part of."""
+        while key and key not in self.rows:
+            key = key.rpartition(".")[0]
+        return self.rows.get(key)
 
 
 def load_rounds(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Rounds:
@@ -245,33 +265,24 @@ def _problems(rounds: Rounds) -> Iterator[RecipeError]:
             if value is not None:
                 remedy = "leave out one of the two"
                 yield rounds.refuse("has no effect in a world", name, value=value, remedy=remedy)
-    for name, reason in _DECIDED.items():
-        if name in file.train:
+    for name in file.train:
+        reason = _DECIDED.get(name.partition(".")[0])
+        if reason is not None:
             yield rounds.refuse(
                 f"is decided by the rounds: {reason}", f"train.{name}", remedy="leave it out"
             )
     yield from _idle(rounds)
     yield from _training_problems(rounds)
-    yield from _judge_problems(rounds)
 
 
 def _idle(rounds: Rounds) -> Iterator[RecipeError]:
-    """Settings of the selection that the chosen way of asking does not read."""
+    """Settings of the selection that go against each other."""
     select = rounds.file.select
     said = select.model_fields_set
-    used = {
-        "score": {"rule", "margin", "k", "beta"},
-        "compare": {"ask", "per_prompt"},
-    }
-    for way, other in (("score", "compare"), ("compare", "score")):
-        idle = said & used[other]
-        if select.by == way and idle:
-            name = sorted(idle)[0]
-            yield rounds.refuse(
-                f"has no effect where select.by is {way}", f"select.{name}",
-                value=getattr(select, name), remedy=f"leave it out, or set by: {other}",
-            )  # fmt: skip
-    if "k" in said and select.rule not in ("top_k", "rso"):
+    if select.by != "auto":
+        yield from unread(rounds, select.by)
+    kept = select.rule in ("top_k", "rso")
+    if "k" in said and not kept:
         yield rounds.refuse(
             f"has no effect with rule: {select.rule}", "select.k", value=select.k,
             remedy="leave it out, or choose top_k or rso",
@@ -281,22 +292,26 @@ def _idle(rounds: Rounds) -> Iterator[RecipeError]:
             f"has no effect with rule: {select.rule}", "select.beta", value=select.beta,
             remedy="leave it out, or choose rso",
         )  # fmt: skip
+    if kept and select.k > rounds.file.sample.n:
+        yield rounds.refuse(
+            f"keeps more completions than the {rounds.file.sample.n} that there are of a prompt",
+            "select.k", value=select.k, remedy="lower select.k, or raise sample.n",
+        )  # fmt: skip
 
 
-def _judge_problems(rounds: Rounds) -> Iterator[RecipeError]:
-    """Judges that cannot be, before anything is sampled for them."""
-    for name, spec in (
-        ("judge", rounds.file.judge),
-        ("evaluate.judge", rounds.file.evaluate.judge),
-    ):
-        try:
-            if spec is not None:
-                check_spec(spec)
-        except RecipeError as error:
-            if error.file is None:
-                error.file, error.row = rounds.path, rounds.rows.get(name)
-                error.field = f"{name}.{error.field}" if error.field else name
-            yield error
+def unread(rounds: Rounds, way: str) -> Iterator[RecipeError]:
+    """Settings of the selection that this way of asking the judge does not read."""
+    select = rounds.file.select
+    other = "compare" if way == "score" else "score"
+    for name in sorted(select.model_fields_set & _READ[other]):
+        yield rounds.refuse(
+            f"has no effect where the judge is asked to {way}", f"select.{name}",
+            value=getattr(select, name), remedy=f"leave it out, or set by: {other}",
+        )  # fmt: skip
+
+
+#: settings of the selection by who reads them
+_READ = {"score": {"rule", "margin", "k", "beta"}, "compare": {"ask", "per_prompt"}}
 
 
 def _training_problems(rounds: Rounds) -> Iterator[RecipeError]:
@@ -306,5 +321,5 @@ def _training_problems(rounds: Rounds) -> Iterator[RecipeError]:
         load_recipe(None, fixed, origin="train")
     except RecipeError as error:
         name = f"train.{error.field}"
-        error.file, error.row, error.field = rounds.path, rounds.rows.get(name), name
+        error.file, error.row, error.field = rounds.path, rounds.row(name), name
         yield error
