@@ -217,6 +217,10 @@ def test_a_summary_takes_the_best_within_each_budget(tmp_path: Path) -> None:
     [
         (["nonsense"], None, "methods"),
         (["group_dro"], None, "objectives"),
+        (["reward"], None, "methods"),
+        (["pppo"], None, "methods"),
+        ([], None, "methods"),
+        (["best-of-n", "unlikelihood"], [0.1], "grid"),
         (["dpo"], [], "grid"),
         (["dpo"], [0.1, -1.0], "grid"),
     ],
@@ -243,3 +247,24 @@ def test_the_command_writes_its_page(
     assert {row["method"] for row in document["summary"]} == {"best-of-n-true", "dpo"}
     code, _, error = call("frontier", "--out", out, "--grid", "a,b")
     assert code == 2 and "numbers with commas" in error
+
+
+def test_a_name_that_is_nearly_a_method_is_told() -> None:
+    with pytest.raises(RecipeError) as caught:
+        experiments(["ppo-tru"], [0])
+    assert "did you mean 'ppo-true'?" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="a file is where a folder is needed"):
+        measure(["best-of-n-true"], scale=SMALL, folder=tmp_path / "file" / below)
+
+
+@pytest.mark.parametrize("line", ['{"foo": 1}', "[1]"])
+def test_a_file_of_curves_that_holds_something_else(tmp_path: Path, line: str) -> None:
+    (tmp_path / "curves.jsonl").write_text(line + "\n")
+    with pytest.raises(RunError, match="no curve") as caught:
+        measure(["best-of-n-true"], scale=SMALL, folder=tmp_path)
+    assert caught.value.row == 1

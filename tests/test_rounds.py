@@ -121,6 +121,40 @@ def digest(folder: Path) -> dict[str, Any]:
     return {"files": found, "figures": figures}
 
 
+def check_measurements(folder: Path, settings: dict[str, Any], history: list[Any]) -> None:
+    """KL to the first policy, and wins against the first and the one before, by hand."""
+    from prefopt.evaluation.win_rate import sampled_kl
+    from prefopt.policies.load import load_policy
+    from prefopt.rounds.measuring import SEED
+    from prefopt.sampling.generate import sample_tokens
+
+    def answers(number: int) -> dict[Any, list[str]]:
+        path = folder / f"round-{number}/evaluate/samples.jsonl"
+        return {g.prompt: [c.text for c in g.completions] for g in read_groups([str(path)])}
+
+    def wins(one: int, other: int) -> float:
+        ours, theirs = answers(one), answers(other)
+        told = [
+            (len(a) > len(b)) + (len(a) == len(b)) / 2
+            for prompt in ours
+            for a, b in zip(ours[prompt], theirs[prompt], strict=True)
+        ]
+        return sum(told) / len(told)
+
+    for number in (1, 2):
+        assert history[number]["initial"]["value"] == pytest.approx(wins(number, 0))
+        assert history[number]["previous"]["value"] == pytest.approx(wins(number, number - 1))
+    assert wins(2, 0) != wins(2, 1), "else the two could be exchanged"
+    prompts = list(answers(0))
+    last, first = (
+        load_policy(name) for name in (folder / "round-2/train/model", settings["model"])
+    )
+    drawn = sample_tokens(last, prompts, n=2, max_new_tokens=8, seed=SEED)
+    assert history[2]["kl"] == pytest.approx(sampled_kl(last, first, drawn).kl)
+    texts = [text for own in answers(2).values() for text in own]
+    assert history[2]["length"] == sum(map(len, texts)) / len(texts)
+
+
 def test_rounds_do_what_they_say(settings: dict[str, Any]) -> None:
     document = run_rounds(make_rounds(settings), progress=False)
     folder = Path(settings["out"])
@@ -142,6 +176,14 @@ def test_rounds_do_what_they_say(settings: dict[str, Any]) -> None:
     assert len(set(used)) == 12 and not keys & set(used)
     assert set(used) | keys <= {prompt_key(text) for text in PROMPTS}
     assert document["history"][0]["kl"] == 0 and document["history"][2]["kl"] != 0
+    check_measurements(folder, settings, document["history"])
+    best = document["best"]["round"]
+    link = folder / "model"
+    assert best == max(range(3), key=lambda number: document["history"][number]["value"])
+    assert link.resolve() == (folder / f"round-{best}/train/model").resolve() if best else True
+    assert link.exists() == (best > 0)
+    for page in re.findall(r'<a href="([^"]+)"', (folder / "report.html").read_text()):
+        assert (folder / page).is_file(), page
     # one judge is for short answers and the other for long ones
     assert document["history"][0]["agreement"] == 0
     assert (folder / "report.html").read_text().count("<svg") >= 5
@@ -180,6 +222,33 @@ def test_a_finished_loop_is_not_done_again_and_may_get_longer(
     with pytest.raises(RunError, match="another setting") as caught:
         run_rounds(make_rounds({**settings, "judge": "longest"}), progress=False)
     assert caught.value.field == "judge"
+
+
+def test_going_on_with_a_finished_loop_never_forgets_what_was_known(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt.rounds.ledger import Ledger
+
+    run_rounds(make_rounds(settings), progress=False)
+    told: list[int] = []
+    write = Ledger.write
+
+    def noted(self: Ledger, state: str, **found: Any) -> dict[str, Any]:
+        told.append(len(found["history"]))
+        return write(self, state, **found)
+
+    monkeypatch.setattr(Ledger, "write", noted)
+    run_rounds(make_rounds(settings), progress=False)
+    assert told == [3]
+
+    # a gate stops, is opened, and is closed again: nothing is computed anew
+    gates = {**settings["gates"], "kl": 1e-9}
+    stopped = run_rounds(make_rounds({**settings, "gates": gates}), progress=False)
+    assert stopped["state"] == "stopped" and len(stopped["history"]) == 2
+    assert stopped["best"]["round"] == 0 and stopped["best"]["model"] == settings["model"]
+    assert not (Path(settings["out"]) / "model").exists()
+    again = run_rounds(make_rounds(settings), progress=False)
+    assert again["state"] == "done" and len(again["history"]) == 3
 
 
 def test_a_folder_with_something_else_is_left_alone(settings: dict[str, Any]) -> None:

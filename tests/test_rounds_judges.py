@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefopt.cli.app import run as command
-from prefopt.data.formats import read_groups
+from prefopt.data.formats import read_groups, write_groups
 from prefopt.errors import PolicyError, PrefoptError, RecipeError, RunError
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
 from prefopt.judges.table import make_judge
-from prefopt.records import Completion, Group, Prompt
+from prefopt.records import Comparison, Completion, Group, Prompt
+from prefopt.rounds import judging
 from prefopt.rounds.gates import best_round, reasons
 from prefopt.rounds.judges import Judges
 from prefopt.rounds.judging import way_of
@@ -63,6 +65,72 @@ def test_a_judges_own_file_has_its_own_paths_and_may_name_the_policy(
     assert judges(spec).of_rounds("POLICY", "x").score_all([("p", "four")]) == [-4.0]
     own = judges("judges/rule.yaml").evaluating()
     assert own.name == "longest"
+
+
+def test_the_judge_of_a_round_may_be_the_policy_that_wrote_its_answers(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def noted(spec: Any, **how: Any) -> Judge:
+        if spec != "longest":
+            asked.append(f"{Path(spec['model']).name} {spec['reference']}")
+        return make_judge("shortest" if spec != "longest" else spec)
+
+    monkeypatch.setattr("prefopt.rounds.judges.make_judge", noted)
+    judge = {"kind": "implicit", "model": "{policy}", "reference": "{initial}"}
+    run(settings, rounds=2, judge=judge)
+    first = settings["model"]
+    by_first, by_second = f"{Path(first).name} {first}", f"train {first}"
+    # measured are answers of the round by the judge that the round had
+    assert list(dict.fromkeys(asked)) == [by_first, by_second]
+    assert asked[-1] == by_second and asked.count(by_second) == 3  # select, judge, evaluate
+
+
+def scored(*scores: float | None) -> Group:
+    texts = [f"text {place}" for place in range(len(scores))]
+    return Group("p", tuple(Completion(t, s) for t, s in zip(texts, scores, strict=True)))
+
+
+def test_what_is_asked_stays_within_the_budget_and_ties_are_left_out(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "samples.jsonl"
+    write_groups(path, [replace(scored(None, None, None), prompt=f"p{i}") for i in range(4)])
+
+    def asked(way: Any, **select: Any) -> dict[str, Any]:
+        rounds = make_rounds({**settings, "select": select})
+        policies = ("same", "same")
+        return judging.select(tmp_path, rounds, path, way=way, policies=policies, seed=0)
+
+    assert asked("score", budget=7) == {"by": "score", "prompts": 2, "questions": 6}
+    assert asked("score")["questions"] == 12
+    assert asked("compare", per_prompt=2, budget=5)["questions"] == 5
+    # of a policy that is its own reference all margins are 0
+    assert asked("compare", ask="uncertainty")["strategy"] == "random"
+
+    tie, sure = Comparison(0, 1, 0.5), Comparison(1, 2, 0.9)
+    whole = replace(scored(1.0, 2.0, 3.0), comparisons=(tie, sure))
+    pairs, dropped = judging._of_verdicts([whole, replace(whole, comparisons=(tie,))])
+    assert [group.comparisons for group in pairs] == [(sure,)] and dropped == {"tie": 2}
+
+
+@pytest.mark.parametrize(
+    ("rule", "pairs"),
+    [
+        ({"rule": "best_worst"}, {(3, 0)}),
+        ({"rule": "best_worst", "margin": 9}, set()),
+        ({"rule": "all_pairs", "margin": 2}, {(2, 0), (3, 0), (3, 1), (3, 2)}),
+        ({"rule": "all_pairs", "margin": 2.1}, {(3, 0), (3, 1)}),
+        ({"rule": "top_k", "k": 2}, {(3, 2)}),
+    ],
+)
+def test_rules_make_comparisons_of_scores(
+    settings: dict[str, Any], rule: dict[str, Any], pairs: set[tuple[int, int]]
+) -> None:
+    chosen = make_rounds({**settings, "sample": {"n": 4}, "select": rule}).file.select
+    groups, _ = judging._of_scores([scored(0.0, 1.0, 2.0, 4.0)], chosen, 0)
+    assert {(e.preferred, e.dispreferred) for g in groups for e in g.comparisons} == pairs
 
 
 def test_a_judge_that_reads_both_answers_is_asked_to_compare(

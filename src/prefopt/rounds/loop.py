@@ -94,7 +94,8 @@ class Loop:
 
     def so_far(self, number: int) -> None:
         """Write down what is known after a round, unless more was known before."""
-        if not self.ledger.done(number + 1, "evaluate"):
+        last = number == self.file.rounds
+        if not last and not self.ledger.done(number + 1, "evaluate"):
             self.record("running")
 
     def record(self, state: str, **further: Any) -> dict[str, Any]:
@@ -190,12 +191,14 @@ class Loop:
         return self.ledger.stage(number, "check", work)
 
     def train(self, number: int) -> dict[str, Any]:
+        from prefopt.report import build_report
         from prefopt.training.train import train
 
         def work(folder: Path) -> Mapping[str, Any]:
             data = data_of(self.ledger, number)
             settings = self.teaching.recipe(self.ledger, self.ground.model, number, data)
             train(load_recipe(None, settings, origin="rounds"), progress=self.progress)
+            build_report(folder)
             return {}
 
         return self.ledger.stage(number, "train", work)

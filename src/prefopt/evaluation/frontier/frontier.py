@@ -111,7 +111,6 @@ def measure(
     """
     scale = scale or Scale()
     wanted = experiments(methods, seeds, grid)
-    folder.mkdir(parents=True, exist_ok=True)
     with held(folder):
         kept = _Kept(folder / "curves.jsonl", scale)
         missing = [experiment for experiment in wanted if experiment not in kept.found]
@@ -184,6 +183,10 @@ class _Kept:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if not isinstance(row, dict) or {"scale", "points"} - row.keys():
+                raise RunError(
+                    "is no curve", file=str(path), row=number, remedy="give another --out"
+                )
             if row.pop("scale") != self._scale:
                 raise RunError(
                     "the folder has curves of another scale",

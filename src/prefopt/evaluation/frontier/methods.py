@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from prefopt.evaluation.frontier import ppo, preferences
 from prefopt.evaluation.frontier.preferences import Point, by_objective, unlikelihood
 from prefopt.evaluation.frontier.reward_model import learned_reward
 from prefopt.evaluation.frontier.stage import Scale, Stage, prepare
-from prefopt.objectives.registry import find_objective
+from prefopt.objectives.registry import OBJECTIVES, find_objective
 
 #: β of an objective and κ of PPO: nats of reward that a nat of divergence costs
 BETAS = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -103,9 +104,20 @@ def find_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
+    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.75)
+    if near and name not in OBJECTIVES:
+        raise RecipeError(
+            f"there is no method '{name}'", field="methods", value=name,
+            remedy=f"did you mean '{near[0]}'?",
+        )  # fmt: skip
     objective = find_objective(name, field="methods")
     tuned = "beta" in objective.options
-    by_objective(name, {})  # refuses what this world cannot serve
+    loss, _ = by_objective(name, {})  # refuses what this world cannot serve
+    if loss.head == "reward":
+        raise RecipeError(
+            "trains a reward model, which is no policy to place here", field="methods", value=name,
+            remedy="name ppo or best-of-n, which use one",
+        )  # fmt: skip
 
     def run(stage: Stage, beta: float) -> list[Point]:
         loss, losses = by_objective(name, {"beta": beta} if tuned else {})
@@ -126,8 +138,13 @@ def experiments(
         grid: of β and κ, instead of the usual one.
 
     Raises:
-        RecipeError: there is no such method, or the grid is not of positive numbers.
+        RecipeError: there is no such method or none at all, or the grid is not of positive
+            numbers, or nothing reads it.
     """
+    if not methods:
+        raise RecipeError(
+            "no method is named", field="methods", remedy=f"name some of {', '.join(METHODS)}, dpo"
+        )
     if grid is not None and (not grid or not all(0 < value < float("inf") for value in grid)):
         raise RecipeError(
             "a grid has numbers above 0", field="grid", value=list(grid), remedy="such as 0.1,1"
@@ -139,6 +156,11 @@ def experiments(
         if grid is not None and method.setting in ("beta", "kappa"):
             values = tuple(dict.fromkeys(grid))
         wanted += [Experiment(name, method.setting, v, seed) for v in values for seed in seeds]
+    if grid is not None and all(one.setting not in ("beta", "kappa") for one in wanted):
+        raise RecipeError(
+            "has no effect: none of the methods has a β or a κ", field="grid", value=list(grid),
+            remedy="leave it out",
+        )  # fmt: skip
     return wanted
 
 
