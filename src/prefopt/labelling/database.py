@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from prefopt.errors import MissingExtraError, PrefoptError, RecipeError, RunError
+from prefopt.labelling.prepared import keep_statements
 from prefopt.labelling.refusals import AwayError
 
 try:
@@ -173,6 +174,7 @@ class Database:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         else:
+            sa.event.listen(self._engine, "connect", keep_statements)
             sa.event.listen(self._engine, "connect", _prepare_postgresql)
             sa.event.listen(self._engine, "handle_error", _give_up_broken)
 
