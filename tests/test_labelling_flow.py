@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import sqlite3
@@ -386,6 +387,101 @@ def test_an_export_that_was_made_up_is_refused(store: Store, tmp_path: Path) -> 
         refused("not of the form")
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda task, rows: task["task"].update(overlap="2"), "overlap is '2'"),
+        (lambda task, rows: task["task"].update(guidelines=[]), "guidelines is"),
+        (lambda task, rows: task["task"].update(else_=1), "else_"),
+        (lambda task, rows: task["media"].append({"digest": "../" * 3 + "a", "type": "image/png"}),
+         "not the name of an image"),
+        (lambda task, rows: task["media"].clear(), "no file of"),
+        (lambda task, rows: _item_of(rows).update(first=9), "not of the form"),
+        (lambda task, rows: _item_of(rows).update(priority=math.nan), "question"),
+        (lambda task, rows: _item_of(rows).update(gold="best"), "question"),
+        (lambda task, rows: rows[0]["meta"]["labelling"]["items"].append(_item_of(rows)), "twice"),
+        (lambda task, rows: rows[0]["meta"].update(labelling=[]), "not of the form"),
+        (lambda task, rows: _vote_of(rows)["payload"].update(said="<b>"), "an answer is"),
+        (lambda task, rows: _vote_of(rows)["payload"].update(said="left"), "cannot be"),
+        (lambda task, rows: _vote_of(rows)["payload"].update(seconds="x"), "not of the form"),
+        (lambda task, rows: _vote_of(rows)["payload"].update(comment=3), "not of the form"),
+        (lambda task, rows: _vote_of(rows).update(kind="veto"), "cannot be|payload"),
+        (lambda task, rows: _vote_of(rows).update(kind="lease"), "not of the form"),
+        (lambda task, rows: _vote_of(rows).update(annotator="nobody"), "nobody"),
+        (lambda task, rows: _vote_of(rows).update(number=1), "twice"),
+        (lambda task, rows: _item_of(rows).update(events=_item_of(rows)["events"][1:]),
+         "cannot have happened"),
+    ],
+)  # fmt: skip
+def test_what_no_task_can_be_is_refused_before_anything_is_written(
+    store: Store, tmp_path: Path, change: Callable[[Any, list[Any]], None], match: str
+) -> None:
+    out = tmp_path / "one"
+    export_task(store, "t", out)
+    task = json.loads((out / "task.json").read_text())
+    rows = [json.loads(line) for line in (out / "votes.jsonl").read_bytes().splitlines()]
+    change(task, rows)
+    (out / "task.json").write_text(json.dumps(task))
+    (out / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    signed(out)
+    with databases(1) as ((there,), _, _clock):
+        with pytest.raises(DataError, match=match) as caught:
+            import_task(there, out)
+        assert caught.value.file and caught.value.remedy
+        assert there.tasks() == [] and there.annotators() == []
+
+
+def _item_of(rows: list[Any]) -> Any:
+    """The first question with a vote."""
+    items = [item for row in rows for item in row["meta"]["labelling"]["items"]]
+    return next(item for item in items if any(one["kind"] == "vote" for one in item["events"]))
+
+
+def _vote_of(rows: list[Any]) -> Any:
+    return next(event for event in _item_of(rows)["events"] if event["kind"] == "vote")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"files": []}', "[" * 100_000])
+def test_a_manifest_that_says_nothing_is_refused(store: Store, tmp_path: Path, text: str) -> None:
+    export_task(store, "t", tmp_path / "one")
+    said = '{"format": "prefopt labelling task", "version": 1, '
+    (tmp_path / "one" / "manifest.json").write_text(said + text[1:] if text[0] == "{" else text)
+    with databases(1) as ((there,), _, _clock), pytest.raises(DataError, match="manifest"):
+        restore(there, tmp_path / "one")
+
+
+@pytest.mark.parametrize("tasks", [["../one"], ["/one"], "one", [3], None])
+def test_a_backup_names_only_tasks_of_its_own(store: Store, tmp_path: Path, tasks: Any) -> None:
+    export_task(store, "t", tmp_path / "one")
+    (tmp_path / "all").mkdir()
+    document = {"format": "prefopt labelling backup", "version": 1, "tasks": tasks}
+    (tmp_path / "all" / "manifest.json").write_text(json.dumps(document))
+    with databases(1) as ((there,), _, _clock):
+        with pytest.raises(DataError, match="which tasks"):
+            restore(there, tmp_path / "all")
+        assert there.tasks() == []
+
+
+def test_an_export_is_of_one_moment(database_url: str, tmp_path: Path) -> None:
+    store = Store(open_database(database_url), clock := Clock())
+    other = Store(open_database(database_url), clock)
+    store.add_task(TASK)
+    store.add_items("t", questions(store))
+    history(store, clock, random.Random(3), 20)
+    before = list(store.events("t"))
+    with store.database.moment():
+        assert list(store.events("t")) == before
+        late = other.add_annotator("late").id
+        shown = other.next("t", late)
+        assert shown is not None
+        other.answer("t", late, shown.lease, "late", Answer("tie"))
+        other.add_task(Task("later"))
+        assert list(store.events("t")) == before and [one.name for one in store.tasks()] == ["t"]
+    assert len(list(store.events("t"))) > len(before) and len(store.tasks()) == 2
+    store.database.close()
+    other.database.close()
+
+
 def test_a_folder_that_holds_something_is_not_written(store: Store, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
@@ -523,7 +619,8 @@ def test_every_help_page_describes_its_json(call: Call, verb: str) -> None:
         ("import nothing", 1, "no such file or folder"),
         ("import .", 1, "no such file or folder"),
         ("backup labels.db", 1, "something already"),
-        ("serve --db empty.db", 2, "nothing to label"),
+        ("serve --db empty.db", 2, "no such database"),
+        ("add-annotator bob --url labels.example.org", 2, "begins with https://"),
         ("serve nothing.jsonl", 2, "no such file"),
         ("serve --task u --overlap 2", 2, "no such task"),
         ("serve --overlap 0", 2, "at least one annotator"),
@@ -550,7 +647,7 @@ def test_what_is_refused_leaves_nothing_behind(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pool.jsonl").write_text('{"prompt": "p", "completions": [{"text": "a"}]}\n')
-    for arguments in ("serve nothing.jsonl", "import nothing", "status", "revoke ann"):
+    for arguments in ("serve", "serve nothing.jsonl", "import nothing", "status", "revoke ann"):
         assert call("label", *arguments.split())[0] in (1, 2)
         assert not (tmp_path / "labels.db").exists(), arguments
     for arguments in ("serve pool.jsonl", "serve --task t --gold pool.jsonl"):

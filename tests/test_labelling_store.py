@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.labelling import database as database_module
 from prefopt.labelling import tables
 from prefopt.labelling.assigning import APART, moment, sides
+from prefopt.labelling.connecting import postgresql_arguments
 from prefopt.labelling.contents import Added
 from prefopt.labelling.database import Database, open_database
 from prefopt.labelling.refusals import AwayError, LeaseError, UnknownTaskError
@@ -99,6 +101,9 @@ def test_items_are_known_by_content_and_take_the_new_priority(store: Store) -> N
     with pytest.raises(DataError, match="another known answer"):
         store.add_items("t", [asked(5, gold="first"), asked(5, gold="tie")])
     assert len(list(store.items("t"))) == 3, "all or none"
+    store.add_items("t", [asked(6, meta={"gold": "first"})])  # of the row, and no known answer
+    with pytest.raises(DataError, match="another known answer"):
+        store.add_items("t", [asked(6, gold="first")])
 
 
 def test_many_items_are_read_in_order(store: Store) -> None:
@@ -135,7 +140,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, field: str, value: 
         store = Store(database)
         with pytest.raises(RecipeError) as caught:
             store.add_task(replace(Task("t"), **{field: value}))
-    assert caught.value.field == field
+    assert caught.value.field == field and caught.value.remedy
 
 
 def test_a_larger_overlap_opens_items_and_a_smaller_one_closes_them(store: Store) -> None:
@@ -599,13 +604,53 @@ def test_events_are_restored_into_another_database(
     [
         "", "sqlite://", "sqlite:///:memory:", "mysql://me:secret@host/x", "postgresql://",
         "postgresql://me:secret@host", "http://me:secret@host/x", "postgresql://me:secret@host:x/y",
-        "sqlite:///no/such/folder/votes.db",
+        "sqlite:///no/such/folder/votes.db", "sqlite:///votes.db?mode=ro",
     ],
 )  # fmt: skip
 def test_urls_that_name_no_database_are_refused_without_their_password(url: str) -> None:
     with pytest.raises(RecipeError) as caught:
         open_database(url)
     assert "secret" not in str(caught.value) and "secret" not in str(caught.value.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("query", "match"),
+    [
+        ("sslmode=sometimes", "no such sslmode"),
+        ("sslmode=verify-full&sslrootcert=nothing.pem", "certificates cannot be read"),
+        ("channel_binding=require", "not known here"),
+    ],
+)
+def test_what_a_url_asks_and_cannot_have_is_refused(query: str, match: str) -> None:
+    with pytest.raises(RecipeError, match=match) as caught:
+        open_database(f"postgresql://me:secret@127.0.0.1:1/votes?{query}")
+    assert caught.value.remedy and "secret" not in str(caught.value)
+
+
+def test_the_words_for_encryption_are_those_of_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
+    def context(mode: str) -> Any:
+        return postgresql_arguments(sa.make_url(f"postgresql://host/v?sslmode={mode}"))
+
+    assert context("disable") == {"ssl_context": False} and context("prefer") == {}
+    assert context("require") == {"ssl_context": True}
+    assert context("verify-full")["ssl_context"].check_hostname
+    checked = context("verify-ca")["ssl_context"]
+    assert not checked.check_hostname and checked.verify_mode == ssl.CERT_REQUIRED
+    monkeypatch.setenv("PGPASSWORD", "quiet")
+    with open_database("postgresql://me@host/v") as database:
+        assert database.url.password == "quiet" and "quiet" not in database.name
+    with open_database("postgresql://me:said@host/v") as database:
+        assert database.url.password == "said"
+
+
+def test_a_server_that_cannot_encrypt_is_refused_where_that_is_wanted(postgresql: Any) -> None:
+    url = postgresql.create()
+    with open_database(f"{url}?sslmode=disable&application_name=room") as database:
+        Store(database)
+        (row,) = database.read(sa.text("SELECT current_setting('application_name')"))
+        assert row[0] == "room"
+    with open_database(f"{url}?sslmode=require") as database, pytest.raises(AwayError):
+        Store(database)
 
 
 def test_a_database_is_named_by_a_path_or_a_url(tmp_path: Path) -> None:
@@ -621,6 +666,10 @@ def test_a_database_is_named_by_a_path_or_a_url(tmp_path: Path) -> None:
     with open_database(str(path)) as database:
         database.migrate()
         assert open_database(str(path), create=False).file == path
+    odd = tmp_path / "50%25 of #1?mode=ro.db"  # a path is a path
+    with open_database(str(odd)) as database:
+        database.migrate()
+        assert odd.exists() and database.file == odd
 
 
 def test_a_server_that_is_not_there_is_away_and_its_password_unsaid() -> None:

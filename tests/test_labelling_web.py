@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from prefopt.labelling import statistics
 from prefopt.labelling.database import open_database
 from prefopt.labelling.refusals import AwayError
 from prefopt.labelling.store import Store
+from prefopt.labelling.web import guard, teams
 from prefopt.labelling.web.app import create_app
 from prefopt.labelling.web.guard import LIMIT
 from prefopt.labelling.words import Annotator, NewItem, Task
@@ -614,6 +619,89 @@ def test_the_team_is_for_leads(store: Store, client: Client) -> None:
     assert "attachment" in lines.headers["content-disposition"]
     assert "look <here>" in lines.text and lines.text.endswith("\n")
     assert "Team" in lead.get("/").text and "Team" not in ann.get("/").text
+
+
+def test_what_leads_see_is_counted_anew_when_something_happened(
+    store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, lead = client("ann"), client("lea", "lead")
+    counted = []
+    real = statistics.team
+    monkeypatch.setattr(statistics, "team", lambda *given: counted.append(1) or real(*given))
+
+    def votes() -> int:
+        found: int = lead.get("/tasks/kind/team.json").json()["progress"]["votes"]
+        return found
+
+    assert (votes(), votes(), votes()) == (0, 0, 0)
+    assert lead.get("/tasks/kind/team").status_code == 200 and len(counted) == 1
+    send(ann, fields(ask(ann)))
+    assert (votes(), votes()) == (1, 1) and len(counted) == 2
+    store.change_task(replace(store.task("kind"), overlap=2))
+    assert lead.get("/tasks/kind/team.json").json()["progress"]["wanted"] == 8
+    # where it takes long, it may be a little old
+    monkeypatch.setattr(teams, "_MUCH", -1.0)
+    monkeypatch.setattr(teams, "_SPARED", 1e6)
+    send(ann, fields(ask(ann)))
+    send(ann, fields(ask(ann)))
+    assert votes() == votes() == 3
+    send(ann, fields(ask(ann)))
+    assert votes() == 3
+    # and while somebody's is counted, nobody waits
+    monkeypatch.setattr(teams, "_MUCH", 1e6)
+    app: Any = lead.app
+    app.state.room.teams["kind"] = replace(app.state.room.teams["kind"], good=0.0)
+    with app.state.room.counting:
+        assert votes() == 3
+    assert votes() == 4
+
+
+def test_a_form_that_does_not_arrive_is_given_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = client("ann")
+    monkeypatch.setattr(guard, "PATIENCE", 0.2)
+
+    async def post() -> list[Any]:
+        sent: list[Any] = []
+        parts = [{"type": "http.request", "body": b"csrf=", "more_body": True}]
+
+        async def receive() -> Any:
+            if not parts:
+                await asyncio.sleep(60)
+            return parts.pop()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"x"), (b"accept", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/leave", "headers": headers,
+                 "query_string": b"", "client": ("1.2.3.4", 5), "server": ("x", 80),
+                 "scheme": "http", "http_version": "1.1", "root_path": ""}  # fmt: skip
+        await asyncio.wait_for(browser.app(scope, receive, send), 10)
+        return sent
+
+    begin, body = asyncio.run(post())
+    assert begin["status"] == 408
+    assert json.loads(body["body"])["error"]["type"] == "TooSlowError"
+
+
+def test_who_asks_late_for_a_body_that_is_there_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.1)
+    coming = iter([{"type": "http.request", "body": b"a"}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        await asyncio.sleep(0)
+        return next(coming)
+
+    async def late() -> list[str]:
+        limited = guard._limited(receive)
+        await asyncio.sleep(0.15)
+        first = await limited()
+        await asyncio.sleep(0.15)  # a long download, and then the browser is gone
+        return [first["type"], (await limited())["type"]]
+
+    assert asyncio.run(late()) == ["http.request", "http.disconnect"]
 
 
 def test_health(client: Client, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

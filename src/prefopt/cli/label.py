@@ -180,7 +180,7 @@ def serve(
         find_files(files)  # before a database is made
     said, given = dict[str, Any](), settings.given()
     how: dict[str, Any] = {"gold": gold or (), "pairs": pairs, "on_error": on_error}
-    with opened(db, create=True) as store:
+    with opened(db, create=bool(files)) as store:
         if pool or gold or given:
             there = _task(store, task, pool, given)
             said = {"task": there.name, **take_in(store, there, pool, **how).to_dict()}
@@ -320,16 +320,27 @@ def add_annotator(
 
     With `--json`: `annotator`, `role`, `link`, `hours`, `new`.
     """
+    from prefopt.labelling.contents import as_name
+
+    if not url.lower().startswith(("http://", "https://")):
+        raise UsageError(
+            "people cannot open this", field="--url", value=url,
+            remedy="give an address that begins with https:// or http://",
+        )  # fmt: skip
     with opened(db, create=True) as store:
         there = {one.name: one for one in store.annotators()}
-        person = there.get(name)
+        person = there.get(as_name(name))
         if person is None or lead:  # who is there with another role is refused
             person = store.add_annotator(name, "lead" if lead else "annotator")
         link = f"{url.rstrip('/')}/enter/{store.issue_link(person, hours=hours)}"
+        where = None if store.tasks() else store.database.name
     result = {"annotator": person.name, "role": person.role, "link": link, "hours": hours,
               "new": person.name not in there}  # fmt: skip
     lets = f"lets {person.name} ({person.role}) in once, within {hours:g} hours."
-    return Outcome(result, [link, lets])
+    notes = [f"There are no tasks yet in {where}: prefopt label serve POOL opens one."] * bool(
+        where
+    )
+    return Outcome(result, [link, lets, *notes])
 
 
 @label.command(sort_key=3)

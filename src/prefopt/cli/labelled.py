@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prefopt.cli.options import described
 from prefopt.cli.outcome import Outcome, percent, table
 from prefopt.data.aggregation.rules import Method
-from prefopt.errors import RecipeError
-from prefopt.runs import explained
+from prefopt.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from prefopt.labelling.store import Store
@@ -144,8 +143,12 @@ def import_(
     """
     from prefopt.labelling.backup import restore
 
-    with explained(manifest := Path(folder) / "manifest.json"):
-        manifest.stat()  # before a database is made
+    manifest = Path(folder) / "manifest.json"
+    if not manifest.is_file():  # before a database is made
+        raise RunError(
+            "there is no such file or folder", file=str(manifest),
+            remedy="give a folder that `prefopt label export` or `backup` wrote",
+        )  # fmt: skip
     with opened(db, create=True) as store:
         done = restore(store, folder, name=task)
     shown = [

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import DataError, RunError
+from prefopt.labelling.contents import TASK_NAME
 from prefopt.labelling.exporting import history, write_task
 from prefopt.labelling.importing import import_task
 from prefopt.runs import atomic_file, atomic_folder, empty_folder, explained, write_text
@@ -43,6 +44,7 @@ def backup_sqlite(source: str | Path, out: str | Path) -> dict[str, Any]:
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(target) as handle:
+        Path(handle.name).chmod(0o600)  # names and votes are in it, as in the first one
         _copy(Path(source), Path(handle.name))
     return {"out": str(out), "kind": "sqlite", "bytes": target.stat().st_size}
 
@@ -78,7 +80,7 @@ def backup_tasks(store: Store, out: str | Path) -> dict[str, Any]:
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     tasks = {}
-    with atomic_folder(target) as folder:
+    with store.database.moment(), atomic_folder(target) as folder:
         for task in store.tasks():
             (folder / task.name).mkdir()
             said = write_task(store, history(store, task.name), folder / task.name, "smoothed")
@@ -119,8 +121,19 @@ def _tasks(folder: Path) -> list[str] | None:
     """The tasks of a backup; None where it is something else, of which `import_task` will tell."""
     try:
         document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
-    return [str(task) for task in document["tasks"]]
+    tasks = document.get("tasks")
+    if not isinstance(tasks, list) or not all(map(_is_name, tasks)):  # they are parts of paths
+        raise DataError(
+            "the backup does not say which tasks it has", kind="unreadable_file",
+            file=str(folder / "manifest.json"),
+            remedy="give a folder that `prefopt label backup` wrote, or one of its tasks",
+        )  # fmt: skip
+    return tasks
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and TASK_NAME.fullmatch(name) is not None

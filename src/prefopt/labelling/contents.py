@@ -26,7 +26,8 @@ from prefopt.labelling.refusals import UnknownTaskError
 from prefopt.labelling.tables import annotators, items, media, places, settings, tasks
 from prefopt.labelling.words import Annotator, NewItem, Role, Task
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: of a task
+TASK_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CHUNK = 500  # rows of one statement
 
 
@@ -51,7 +52,7 @@ def check_task(task: Task) -> None:
     def refuse(field: str, message: str, remedy: str = "give another number") -> None:
         raise RecipeError(message, field=field, value=getattr(task, field), remedy=remedy)
 
-    if not _NAME.fullmatch(task.name):
+    if not TASK_NAME.fullmatch(task.name):
         refuse("name", "the name of a task is 1 to 64 letters of ASCII, digits, - and _",
                "choose another name")  # fmt: skip
     if task.overlap < 1:
@@ -237,6 +238,15 @@ def add_media(
 # -- annotators ------------------------------------------------------------------------------
 
 
+def as_name(name: str) -> str:
+    """A name as it is kept: however a keyboard composes its letters, they are the same.
+
+    >>> as_name(" Zoe\u0308") == "Zo\u00eb"
+    True
+    """
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def add_annotator(
     database: Database, connection: sa.Connection, name: str, role: Role, now: float
 ) -> Annotator:
@@ -245,11 +255,12 @@ def add_annotator(
     Raises:
         RecipeError: they are there in another role, or this cannot be a name.
     """
-    name = unicodedata.normalize("NFC", name).strip()
+    name = as_name(name)
     if not 0 < len(name) <= 100 or not name.isprintable():
         raise RecipeError(
-            "a name is 1 to 100 characters that can be printed", field="name", value=name
-        )
+            "a name is 1 to 100 characters that can be printed", field="name", value=name,
+            remedy="choose another name",
+        )  # fmt: skip
     if role not in ("annotator", "lead"):
         raise RecipeError("a role is annotator or lead", field="role", value=role)
     connection.execute(

@@ -16,34 +16,37 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from prefopt.errors import MissingExtraError, PrefoptError, RecipeError, RunError
+from prefopt.errors import MissingExtraError, PrefoptError, RecipeError
 from prefopt.labelling.prepared import keep_statements
-from prefopt.labelling.refusals import AwayError
 
 try:
     import sqlalchemy as sa
     from sqlalchemy.dialects import postgresql, sqlite
-    from sqlalchemy.pool import ConnectionPoolEntry
 except ImportError as error:
     raise MissingExtraError(
         "the labelling room needs the package sqlalchemy",
         remedy="install it with: pip install 'prefopt[label]'",
     ) from error
 
+# It needs the package too, which is told first.
+from prefopt.labelling import saying
+from prefopt.labelling.connecting import (
+    PATIENCE,
+    give_up_broken,
+    keep_private,
+    postgresql_arguments,
+    prepare_postgresql,
+    prepare_sqlite,
+)
+
 Result = TypeVar("Result")
 
-#: how long a transaction waits for its turn or for a connection, in seconds
-PATIENCE = 20.0
 _TRIES = 8  # of a transaction that lost to another one
-#: PostgreSQL: serialization failure, deadlock, lock not available
-_LOST = ("40001", "40P01", "55P03")
-#: connection exceptions, too many connections, shut down or starting up
-_AWAY = ("08", "53300", "57P")
 
 
 class Database:
@@ -59,6 +62,7 @@ class Database:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._guard = threading.Lock()
+        self._held = threading.local()  # the connection of a thread that reads a `moment`
         self._start()
 
     def __repr__(self) -> str:
@@ -114,7 +118,7 @@ class Database:
                 raise
             except self._failures as error:
                 # Once the commit was sent, nobody knows: only its sender may try again.
-                lost = _code(error).startswith(_LOST)
+                lost = saying.code_of(error).startswith(saying.LOST)
                 again = lost or (self._is_broken(error) and not committing)
                 if not again or attempt == _TRIES - 1:
                     raise self._explained(error) from error
@@ -127,17 +131,41 @@ class Database:
         Raises:
             AwayError, RunError: as `write`.
         """
+        held = getattr(self._held, "connection", None)
         for attempt in range(2):
             try:
+                if held is not None:
+                    return list(held.execute(query).all())
                 with self._connected().connect() as connection:
                     if not self.is_sqlite:  # there a query outside a transaction is alone already
                         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
                     return list(connection.execute(query).all())
             except self._failures as error:
                 # after a server came back, its old connections are dead: once more with a new one
-                if not self._is_broken(error) or attempt:
+                if held is not None or attempt or not self._is_broken(error):
                     raise self._explained(error) from error
         raise AssertionError("unreachable")
+
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """What this thread reads in the block is all as it is at one moment; it must not write.
+
+        Raises:
+            AwayError, RunError: as `write`.
+        """
+        options: dict[str, Any] = {"prefopt_reading": True}
+        if not self.is_sqlite:
+            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        try:
+            connection = self._connected().connect().execution_options(**options)
+        except self._failures as error:
+            raise self._explained(error) from error
+        with connection:
+            self._held.connection = connection
+            try:
+                yield
+            finally:
+                self._held.connection = None
 
     def lock(self, connection: sa.Connection, number: int, *, shared: bool) -> None:
         """Hold a numbered lock until the transaction ends: shared by many, or by one alone.
@@ -162,21 +190,23 @@ class Database:
         if self.is_sqlite:
             options["connect_args"] = {"timeout": PATIENCE, "check_same_thread": False}
         else:
-            options["connect_args"] = {"timeout": PATIENCE, "tcp_keepalive": True}
+            options["connect_args"] = {
+                "timeout": PATIENCE, "tcp_keepalive": True, **postgresql_arguments(self.url),
+            }  # fmt: skip
         # Parameters are what people said and what opens doors: they are no part of a log.
         self._engine = sa.create_engine(
-            self.url, poolclass=sa.QueuePool, hide_parameters=True, **options
+            self.url.set(query={}), poolclass=sa.QueuePool, hide_parameters=True, **options
         )
         self._queue = threading.Lock()
         self._process = os.getpid()
         if self.is_sqlite:
-            sa.event.listen(self._engine, "do_connect", _keep_private)
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "do_connect", keep_private)
+            sa.event.listen(self._engine, "connect", prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         else:
             sa.event.listen(self._engine, "connect", keep_statements)
-            sa.event.listen(self._engine, "connect", _prepare_postgresql)
-            sa.event.listen(self._engine, "handle_error", _give_up_broken)
+            sa.event.listen(self._engine, "connect", prepare_postgresql)
+            sa.event.listen(self._engine, "handle_error", give_up_broken)
 
     def _connected(self) -> sa.Engine:
         if self._process != os.getpid():
@@ -195,7 +225,7 @@ class Database:
         self._connected()
         queue = self._queue
         if not queue.acquire(timeout=PATIENCE):
-            raise self._away("the database was busy for too long")
+            raise saying.away(self.name, "the database was busy for too long")
         try:
             yield
         finally:
@@ -215,35 +245,11 @@ class Database:
             return error.connection_invalidated
         return not self.is_sqlite and not isinstance(error, sa.exc.SQLAlchemyError)
 
-    def _away(self, message: str) -> AwayError:
-        return AwayError(
-            message, field="db", value=self.name, remedy="is the server running? then try again"
-        )
-
     def _explained(self, error: Exception) -> Exception:
         """What to raise in place of a driver's error; the error itself if it is our mistake."""
-        said = _said(error)
         if self.is_sqlite:
-            for words, explain in _SQLITE_SAYS.items():
-                if words in said:
-                    return explain(self, said)
-            return error
-        code = _code(error)
-        if code in _REFUSED:
-            return RecipeError(
-                f"the database refuses: {_REFUSED[code]}",
-                field="db",
-                value=self.name,
-                remedy="check the user, the password and the name of the database in the URL",
-            )
-        unreached = isinstance(error, sa.exc.TimeoutError | sa.exc.InterfaceError)
-        if unreached or (not code and self._is_broken(error)):
-            return self._away("the database cannot be reached")
-        if code.startswith(_AWAY + _LOST) or getattr(error, "connection_invalidated", False):
-            return self._away("the database cannot be reached or is busy")
-        if code == "42501":
-            return RunError("this user may not write", file=self.name, remedy="grant it the right")
-        return error
+            return saying.of_sqlite(error, self.name, self.file)
+        return saying.of_postgresql(error, self.name, broken=self._is_broken(error))
 
 
 def open_database(url: str, *, create: bool = True) -> Database:
@@ -263,16 +269,17 @@ def open_database(url: str, *, create: bool = True) -> Database:
     """
     if not url or "\0" in url:
         raise _bad(url, "no database is named")
-    if "://" not in url:
-        url = f"sqlite:///{url}"
     try:
-        parsed = sa.make_url(url)
+        path = "://" not in url  # which may have any characters
+        parsed = sa.URL.create("sqlite", database=url) if path else sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
         raise _bad(url, "this is not the URL of a database") from None
     kind = parsed.get_backend_name()
     if kind == "sqlite":
         if not parsed.database or parsed.database == ":memory:" or parsed.host:
             raise _bad(url, "SQLite needs a file that several processes can open")
+        if parsed.query:
+            raise _bad(url, "the URL of an SQLite database takes no options")
         parsed = sa.URL.create("sqlite", database=parsed.database)
         file = Path(parsed.database or "")
         if file.is_dir() or not file.parent.is_dir():
@@ -284,7 +291,8 @@ def open_database(url: str, *, create: bool = True) -> Database:
     if kind in ("postgresql", "postgres"):
         if not parsed.database:
             raise _bad(url, "the URL names no database")
-        return Database(parsed.set(drivername="postgresql+pg8000"))
+        password = parsed.password or os.environ.get("PGPASSWORD")  # there `ps` does not show it
+        return Database(parsed.set(drivername="postgresql+pg8000", password=password))
     raise _bad(url, "only SQLite and PostgreSQL are supported")
 
 
@@ -300,32 +308,17 @@ def _bad(url: str, message: str) -> RecipeError:
     )
 
 
-# -- what a connection is told ---------------------------------------------------------------
-
-
-def _keep_private(_: object, __: object, arguments: Sequence[str], ___: object) -> None:
-    """A new file is its owner's: others of the machine need not read names and votes."""
-    with suppress(OSError):  # it is there, or cannot be: SQLite says so in a moment
-        os.close(os.open(arguments[0], os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # `_begin_sqlite` begins
-    cursor = connection.cursor()
-    # FULL synchronises the log at each commit; fullfsync is what that takes on a Mac.
-    for setting in (
-        "journal_mode=WAL", "synchronous=FULL", "fullfsync=ON", "foreign_keys=ON",
-        "temp_store=MEMORY", "trusted_schema=OFF",
-    ):  # fmt: skip
-        cursor.execute(f"PRAGMA {setting}")
-    cursor.close()
+# -- beginning -------------------------------------------------------------------------------
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     """Take the write lock at once, if this is to write; a single reading needs no transaction."""
-    if not connection.get_execution_options().get("prefopt_writing"):
-        return
+    options = connection.get_execution_options()
     driver: Any = connection.connection.dbapi_connection
+    if options.get("prefopt_reading"):
+        driver.execute("BEGIN")
+    if not options.get("prefopt_writing"):
+        return
     driver.execute("PRAGMA busy_timeout=0")
     deadline = time.monotonic() + PATIENCE
     try:
@@ -339,62 +332,3 @@ def _begin_sqlite(connection: sa.Connection) -> None:
                 time.sleep(random.uniform(0.0005, 0.0015))
     finally:
         driver.execute(f"PRAGMA busy_timeout={int(PATIENCE * 1000)}")
-
-
-def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    cursor.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) "
-        "WHERE current_setting('synchronous_commit') = 'off'"
-    )
-    cursor.execute(f"SET lock_timeout = '{int(PATIENCE)}s'")
-    connection.commit()
-
-
-def _give_up_broken(context: sa.ExceptionContext) -> None:
-    """A socket's own error reaches SQLAlchemy bare, and it would keep the connection."""
-    if isinstance(context.original_exception, OSError):
-        context.is_disconnect = True
-
-
-# -- what databases say ------------------------------------------------------------------------
-
-
-def _said(error: Exception) -> str:
-    return str(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
-
-
-def _code(error: Exception) -> str:
-    """PostgreSQL's code of an error; empty where there is none."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    said = cause.args[0] if cause is not None and cause.args else None
-    return str(said.get("C", "")) if isinstance(said, dict) else ""
-
-
-def _busy(database: Database, _: str) -> Exception:
-    return database._away("the database was busy for too long")
-
-
-def _unwritable(database: Database, said: str) -> Exception:
-    return RunError(said, file=str(database.file), remedy="check the disk and the file's rights")
-
-
-def _not_ours(database: Database, said: str) -> Exception:
-    return RecipeError(f"this cannot be read as SQLite: {said}", file=str(database.file))
-
-
-_SQLITE_SAYS: dict[str, Callable[[Database, str], Exception]] = {
-    "locked": _busy,
-    "QueuePool limit": _busy,
-    "disk is full": _unwritable,
-    "disk I/O error": _unwritable,
-    "readonly database": _unwritable,
-    "unable to open": _unwritable,
-    "not a database": _not_ours,
-    "malformed": _not_ours,
-}
-_REFUSED = {
-    "28P01": "wrong password",
-    "28000": "this user may not enter",
-    "3D000": "there is no database of that name",
-}

@@ -111,7 +111,8 @@ def export_task(
         RunError: the folder holds something, or it cannot be written.
     """
     target = empty_folder(out, "an export")
-    known = history(store, task)
+    with store.database.moment():
+        known = history(store, task)
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:

@@ -25,6 +25,7 @@ from prefopt.labelling.replaying import Claim
 from prefopt.labelling.tables import (
     annotators,
     claims,
+    events,
     items,
     media,
     members,
@@ -167,7 +168,8 @@ class Store:
         Raises:
             RecipeError: there is no such annotator.
         """
-        for row in self.database.read(sa.select(annotators).where(annotators.c.name == name)):
+        found = annotators.c.name == contents.as_name(name)
+        for row in self.database.read(sa.select(annotators).where(found)):
             return Annotator(row.id, row.name, row.role)
         raise RecipeError("there is no such annotator", field="annotator", value=name)
 
@@ -313,6 +315,15 @@ class Store:
         """Everything that happened in a task up to this call, in order."""
         rows = self.database.read(projecting.all_events(self._number(task)))
         return map(projecting.event_of, rows)
+
+    def size(self, task: str) -> tuple[int, int]:
+        """How many items and events a task has: both only grow."""
+        here = sa.select(sa.func.count()).where(events.c.task == tasks.c.id).scalar_subquery()
+        of_items = (tasks.c.normal_items + tasks.c.gold_items).label("items")
+        query = sa.select(of_items, here.label("events")).where(tasks.c.name == task)
+        for row in self.database.read(query):
+            return row.items, row.events
+        raise unknown_task(task)
 
     def claims(self, task: str) -> Iterator[Claim]:
         """What became of every question with every annotator, as it is at this call."""

@@ -103,6 +103,19 @@ class MethodError(RefusedError):
         )
 
 
+class TooSlowError(RefusedError):
+    """A request whose body does not come."""
+
+    status = 408
+    heading = "This took too long"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the form did not arrive within {seconds:g} seconds",
+            remedy="send it again: the same answer never counts twice",
+        )
+
+
 class TooLargeError(RefusedError):
     """A request longer than any form of this app."""
 

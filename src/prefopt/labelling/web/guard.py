@@ -6,9 +6,12 @@ page that says nothing of what is inside.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
+import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -21,12 +24,15 @@ from prefopt.labelling.web.errors import (
     ForgedError,
     RefusedError,
     TooLargeError,
+    TooSlowError,
     UnknownHostError,
 )
 
 #: bytes that a request may carry; a comment of 2,000 characters, percent-encoded, fits
 LIMIT = 64 * 1024
 _DRAINED = 4 * 1024 * 1024
+#: seconds in which a request's body must have come
+PATIENCE = 30.0
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _LOG = logging.getLogger("prefopt.labelling")
 
@@ -87,7 +93,8 @@ class Guard:
             self._check(request)
             await self.app(scope, _limited(receive), guarded_send)
         except RefusedError as error:
-            await _drain(receive)
+            if not isinstance(error, TooSlowError):
+                await _drain(receive)
             await self.refuse(request, error)(scope, receive, guarded_send)
         except Exception:
             if begun:
@@ -144,13 +151,20 @@ def _check_origin(request: Request, host: str) -> None:
 
 
 def _limited(receive: Receive) -> Receive:
-    """The same body, refused where it grows too long, whatever its header said."""
-    seen = 0
+    """The same body, refused where it grows too long, whatever its header said, or takes long."""
+    seen, whole, end = 0, False, 0.0
 
     async def limited() -> Message:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, whole, end
+        if whole:  # what follows is that the browser is gone, at whatever time
+            return await receive()
+        end = end or time.monotonic() + PATIENCE  # from when somebody wants it
+        try:
+            message = await asyncio.wait_for(receive(), end - time.monotonic())
+        except TimeoutError:
+            raise TooSlowError(PATIENCE) from None
         seen += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
         if seen > LIMIT:
             raise TooLargeError(LIMIT)
         return message
@@ -161,10 +175,12 @@ def _limited(receive: Receive) -> Receive:
 async def _drain(receive: Receive) -> None:
     """Take what is still being sent, within bounds: who is cut off does not hear the answer."""
     seen, more = 0, True
-    while more and seen < _DRAINED:
-        message = await receive()
-        seen += len(message.get("body", b""))
-        more = message["type"] == "http.request" and message.get("more_body", False)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while more and seen < _DRAINED:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
 
 
 def _name_of(host: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from starlette.concurrency import run_in_threadpool
@@ -18,11 +19,29 @@ from prefopt.labelling.refusals import AccessError, AwayError, LeaseError, Unkno
 from prefopt.labelling.store import Store
 from prefopt.labelling.web.errors import FieldError, MediaTypeError, RefusedError
 from prefopt.labelling.web.pages import Pages
+from prefopt.labelling.words import Task
+
+if TYPE_CHECKING:
+    from prefopt.labelling.statistics import Team
 
 _LOG = logging.getLogger("prefopt.labelling")
 _FORM = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 50
 Form = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the team saw of a task, when it had these settings and so many items and events.
+
+    Attributes:
+        good: until when it may be shown even if something happened since, by the monotonic clock.
+    """
+
+    team: Team
+    task: Task
+    size: tuple[int, int]
+    good: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +54,15 @@ class Room:
         secure: it is reached by HTTPS.
         types: of images and recordings that were asked for, by digest: what a digest stands for
             never changes, and their bytes need not be read to write a page.
+        teams: what leads have seen, by task; `counting` is held while it is made anew.
     """
 
     store: Store
     pages: Pages
     secure: bool
     types: dict[str, str] = field(default_factory=dict)
+    teams: dict[str, Counted] = field(default_factory=dict)
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
 
 def room_of(request: Request) -> Room:

@@ -6,6 +6,7 @@ the time without them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +16,25 @@ from starlette.responses import Response, StreamingResponse
 from prefopt.labelling.store import Store
 from prefopt.labelling.web.answers import REASONS
 from prefopt.labelling.web.questions import task_of
-from prefopt.labelling.web.room import as_json, page, room_of
+from prefopt.labelling.web.room import Counted, Room, as_json, page, room_of
 from prefopt.labelling.web.sessions import lead_of
 from prefopt.labelling.web.showing import frame
+from prefopt.labelling.words import Task
 
 if TYPE_CHECKING:
     from prefopt.labelling.statistics import Team
 
 #: soft labels that the page lists; the file has all
 LISTED = 100
+#: seconds of the processor that are much, and how many times as long such a result is good
+_MUCH, _SPARED = 0.5, 10
 
 
 def team(request: Request) -> Response:
     """Progress, agreement, annotators, and where to look."""
     visitor = lead_of(request)
     task = task_of(request)
-    found = _team(room_of(request).store, task.name)
+    found = _team(request, task)
     labels = sorted(
         found.labels, key=lambda label: (abs(label["probability"] - 0.5), label["item"])
     )
@@ -48,7 +52,7 @@ def team_json(request: Request) -> Response:
     """The same for programs."""
     lead_of(request)
     task = task_of(request)
-    return as_json(_plain(_team(room_of(request).store, task.name).to_dict()))
+    return as_json(_plain(_team(request, task).to_dict()))
 
 
 def votes(request: Request) -> Response:
@@ -65,10 +69,36 @@ def comparisons(request: Request) -> Response:
     return _file(request, "comparisons", comparisons_lines)
 
 
-def _team(store: Store, task: str) -> Team:
+def _team(request: Request, task: Task) -> Team:
+    """What the team sees: computed for one reader at a time, and anew when something happened.
+
+    Of a large task that takes seconds, which annotators would wait for: there it may be older, so
+    that this process spends at most a tenth of its time with it. Who comes meanwhile is given what
+    is known and keeps no thread waiting.
+    """
+    room = room_of(request)
+    known = room.teams.get(task.name)
+    if not room.counting.acquire(blocking=known is None) and known is not None:
+        return known.team
+    try:
+        return _counted(room, task).team
+    finally:
+        room.counting.release()
+
+
+def _counted(room: Room, task: Task) -> Counted:
     from prefopt.labelling.statistics import team
 
-    return team(store, task)
+    now, size = time.monotonic(), room.store.size(task.name)
+    known = room.teams.get(task.name)
+    if known is not None and known.task == task and (now < known.good or size == known.size):
+        return known
+    begun = time.thread_time()
+    found = team(room.store, task.name)
+    spent = time.thread_time() - begun
+    good = time.monotonic() + (_SPARED * spent if spent > _MUCH else 0.0)
+    room.teams[task.name] = Counted(found, task, size, good)
+    return room.teams[task.name]
 
 
 def _file(request: Request, name: str, lines_of: Callable[[Store, str], Iterator[str]]) -> Response:
