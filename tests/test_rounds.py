@@ -166,6 +166,8 @@ def test_rounds_do_what_they_say(settings: dict[str, Any]) -> None:
         samples = list(read_groups([str(folder / f"round-{number}/sample/samples.jsonl")]))
         assert all(len(group.completions) == 3 for group in samples)
         used += [group.prompt_key for group in samples]
+        kept = json.loads((folder / f"round-{number}/sample/samples.jsonl.manifest").read_text())
+        assert kept["asked"]["settings"]["seed"] == number, "every round draws anew"
         for group in read_groups([str(folder / f"round-{number}/judge/pairs.jsonl")]):
             lengths = [len(item.text) for item in group.completions]
             (edge,) = group.comparisons

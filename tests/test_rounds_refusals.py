@@ -108,6 +108,19 @@ def test_passwords_stay_out_of_the_folder(settings: dict[str, Any]) -> None:
     assert "ann:***@host/labels" in ledger.document.read_text()
 
 
+def test_the_link_leads_to_the_model_of_the_best_round(settings: dict[str, Any]) -> None:
+    ledger = Ledger(make_rounds(settings))
+    for number in (1, 2):
+        (ledger.stage_folder(number, "train") / "model").mkdir(parents=True)
+    for number in (2, 1, 2):
+        link = ledger.keep(number)
+        assert link is not None and Path(link).resolve().parts[-3:-1] == (
+            f"round-{number}",
+            "train",
+        )
+    assert ledger.keep(0) is None and not Path(link).exists()
+
+
 # -- prompts -------------------------------------------------------------------------------
 
 
