@@ -467,7 +467,9 @@ def test_a_finished_run_is_not_done_again(
 ) -> None:
     first = run_it()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json*")}
-    monkeypatch.setattr("prefopt.training.train.load_learner", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "prefopt.training.train.load_learner", lambda *a, **k: pytest.fail("loaded")
+    )
     assert run_it() == first
     assert {path: path.stat().st_mtime_ns for path in written} == written
 

@@ -13,7 +13,6 @@ on where it was stopped. Nothing is chosen by looking at the test prompts.
 from __future__ import annotations
 
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -288,8 +287,7 @@ class Demo:
         from prefopt.sampling.generate import sample_tokens, to_texts
         from prefopt.training.display import Display
 
-        batches = math.ceil(n * len(prompts) / _BATCH)
-        with Display(self.progress).bar("sampling, batches", batches) as advance:
+        with Display(self.progress).bar("sampling, completions", n * len(prompts)) as advance:
             groups = sample_tokens(
                 policy,
                 prompts,

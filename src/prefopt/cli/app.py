@@ -188,9 +188,7 @@ def _unexpected(error: Exception, as_json: bool) -> int:
 def _interrupted(error: KeyboardInterrupt, as_json: bool) -> int:
     """Of a training, the error says by which signal and where the last checkpoint is."""
     _traceback_if_asked()
-    stop = UsageError(
-        str(error) or "interrupted", remedy="run the same command again to go on"
-    )
+    stop = UsageError(str(error) or "interrupted", remedy="run the same command again to go on")
     if _speaks(error):
         show_error(stop, as_json=as_json, kind="KeyboardInterrupt")
     return int(getattr(error, "exit_code", 130))
