@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from prefopt.errors import RecipeError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 #: names that other tools use, and ours
 _OTHER_NAMES = {
@@ -50,6 +52,34 @@ _TYPES = {
     "array": "a list",
     "object": "a mapping of settings",
 }
+
+
+def validated(
+    model: type[_Model],
+    document: Mapping[str, Any],
+    path: str | Path | None,
+    rows: Mapping[str, int],
+    *,
+    what: str,
+) -> _Model:
+    """A file's settings as their model.
+
+    Args:
+        model: of the settings.
+        document: what the file says.
+        path, rows: where it was read, and the row of every dotted key.
+        what: the kind of file, for whoever left something out.
+
+    Raises:
+        RecipeError: a key is unknown or missing, or a value is wrong.
+    """
+    try:
+        return model.model_validate(dict(document))
+    except ValidationError as error:
+        refusal = explain(error, model, document, {}, path, rows)
+        if " is missing: " in refusal.message:
+            refusal.remedy = f"set {refusal.field} in the {what}"
+        raise refusal from None
 
 
 def explain(

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from prefopt.errors import RecipeError
 from prefopt.recipe import load_recipe
-from prefopt.recipe.refusals import explain
+from prefopt.recipe.refusals import validated
 from prefopt.recipe.sections import PositiveInt, Strict, Text
 from prefopt.recipe.text import read
 from prefopt.sampling.settings import Settings
@@ -226,13 +226,7 @@ def make_rounds(
 ) -> Rounds:
     """The same of a mapping."""
     rows = rows or {}
-    try:
-        file = RoundsFile.model_validate(dict(document))
-    except ValidationError as error:
-        refusal = explain(error, RoundsFile, document, {}, path, rows)
-        if " is missing: " in refusal.message:
-            refusal.remedy = f"set {refusal.field} in the rounds file"
-        raise refusal from None
+    file = validated(RoundsFile, document, path, rows, what="rounds file")
     rounds = Rounds(file, path, rows)
     for problem in _problems(rounds):
         raise problem

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from prefopt.errors import RecipeError
 from prefopt.recipe import NOT_LEARNED, SECTIONS
-from prefopt.recipe.refusals import explain
+from prefopt.recipe.refusals import explain, validated
 from prefopt.recipe.sections import PositiveInt, Strict, Text
 from prefopt.recipe.text import read
 
@@ -200,13 +200,7 @@ def make_sweep(
 ) -> Sweep:
     """The same of a mapping."""
     rows = rows or {}
-    try:
-        file = SweepFile.model_validate(dict(document))
-    except ValidationError as error:
-        refusal = explain(error, SweepFile, document, {}, path, rows)
-        if " is missing: " in refusal.message:
-            refusal.remedy = f"set {refusal.field} in the sweep file"
-        raise refusal from None
+    file = validated(SweepFile, document, path, rows, what="sweep file")
     sweep = Sweep(
         file,
         {name: _space(name, value, path, rows) for name, value in file.search.items()},
