@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prefopt.objectives import OBJECTIVES
 from prefopt.policies.load import Policy, load_policy
+from prefopt.policies.reward import load_reward_model
 from prefopt.recipe import ResolvedRecipe, load_recipe
 from prefopt.records import Comparison, Completion, Group, Label
 from prefopt.training.examples import prepare_data
@@ -128,12 +130,19 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             yield
 
 
+def learner_of(name: str, model: str | Path) -> Policy:
+    """What an objective trains: a policy, or a reward model with a drawn head."""
+    if OBJECTIVES[name].head == "reward":
+        return load_reward_model(model, seed=0)
+    return load_policy(model)
+
+
 def main(model: str, out: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     if int(os.environ["WORLD_SIZE"]) > 1:
         torch.distributed.init_process_group("gloo")
-    policy = load_policy(model)
-    results = {name: step(policy, name, 60) for name in names}
+    learners = {OBJECTIVES[name].head: learner_of(name, model) for name in names}
+    results = {name: step(learners[OBJECTIVES[name].head], name, 60) for name in names}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, Path(out))
     if torch.distributed.is_initialized():

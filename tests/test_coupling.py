@@ -35,8 +35,8 @@ def assert_same_step(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_micro_batches_change_nothing(name: str, make_policy: Callable[..., Policy]) -> None:
-    policy = make_policy("llama")
+def test_micro_batches_change_nothing(name: str, save_policy: Callable[..., Path]) -> None:
+    policy = stepping.learner_of(name, save_policy("llama"))
     whole = stepping.step(policy, name, 100_000)
     cut = stepping.step(policy, name, 60)
     assert whole["pieces"] == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -323,10 +322,15 @@ def test_ctrl_c_ends_it_quickly() -> None:
     slow = Patience(timeout=60)
     with faulty_server(lambda number, _: hanging(20) if number > 2 else None) as web:
         server = Server(web.url, concurrency=2, patience=slow)
-        _soon(lambda: os.kill(os.getpid(), signal.SIGINT), 0.7)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        here = threading.get_ident()
+        _soon(lambda: signal.pthread_kill(here, signal.SIGINT), 0.7)
         start = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            server.chat_all(_requests(), given.__setitem__)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                server.chat_all(_requests(), given.__setitem__)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert time.monotonic() - start < 3
     assert len(given) == 3
 

@@ -138,7 +138,7 @@ class _Group:
     """Several processes on one socket, kept alive.
 
     Attributes:
-        short: how many in a row ended as soon as they had begun.
+        short: how many in a row ended by themselves as soon as they had begun.
         signum: by which signal it was asked to stop.
     """
 
@@ -187,7 +187,8 @@ class _Group:
             if code is None:
                 continue
             lived = time.monotonic() - member.since
-            self.short = self.short + 1 if lived < _SHORT else 0
+            # One that was killed has not failed by itself, and the next may live.
+            self.short = self.short + 1 if lived < _SHORT and code >= 0 else 0
             if self.short >= _TIMES:
                 raise RunError(
                     f"the server's processes end as soon as they begin, with code {code}",
