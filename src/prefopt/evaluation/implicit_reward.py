@@ -25,6 +25,7 @@ from prefopt.evaluation.ches import ches_of_tokens
 from prefopt.evaluation.features import Collected
 from prefopt.evaluation.intervals import Interval, clustered_bootstrap
 from prefopt.evaluation.reward_bench import nothing_to_score
+from prefopt.judges.scoring import preference
 from prefopt.policies.fingerprint import fingerprint_model, fingerprint_tokenizer
 from prefopt.records import Comparison, Group
 from prefopt.training.references import cache_key
@@ -285,15 +286,10 @@ def _row(
         "length_preferred": lengths[0],
         "length_dispreferred": lengths[1],
         "margin": float(beta * gap),
-        "correct": 0.5 if edge.probability == 0.5 else _half_step(gap),
-        "longer": 0.5 if edge.probability == 0.5 else _half_step(lengths[0] - lengths[1]),
+        "correct": 0.5 if edge.probability == 0.5 else preference(gap),
+        "longer": 0.5 if edge.probability == 0.5 else preference(lengths[0] - lengths[1]),
     }
     if has_reference:
         row["reference_logp_preferred"] = float(baseline[better])
         row["reference_logp_dispreferred"] = float(baseline[worse])
     return row
-
-
-def _half_step(gap: float) -> float:
-    """1 for more, 0 for less, ½ for equal."""
-    return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5

@@ -22,6 +22,7 @@ from prefopt.data.formats import read_groups
 from prefopt.errors import DataError
 from prefopt.evaluation.asking import settled
 from prefopt.judges.judge import Question, Verdict
+from prefopt.judges.scoring import preference
 from prefopt.records import Group, Prompt, prompt_key
 from prefopt.runs import atomic_file
 
@@ -66,7 +67,7 @@ class Match:
     def longer(self) -> float:
         """What a judge would say who always takes the longer text, in characters."""
         gap = len(self.texts[0]) - len(self.texts[1])
-        return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5
+        return preference(gap)
 
     def turned(self) -> Match:
         """The same match from the other side."""

@@ -18,6 +18,7 @@ from prefopt.errors import DataError, RecipeError
 from prefopt.evaluation.comparing import codes_of, value_of
 from prefopt.evaluation.intervals import clustered_bootstrap
 from prefopt.judges.judge import Judge, Progress, Question
+from prefopt.judges.scoring import preference
 from prefopt.records import Comparison, Group
 
 
@@ -185,7 +186,7 @@ def _by_scores(
                  for side in ("preferred", "dispreferred")]  # fmt: skip
         row["score_preferred"], row["score_dispreferred"] = sides
         if sides[0] is not None and sides[1] is not None:
-            row["correct"] = _half_step(sides[0] - sides[1])
+            row["correct"] = preference(sides[0] - sides[1])
     return "scores"
 
 
@@ -206,7 +207,7 @@ def _by_verdicts(
         if probability is not None:
             probability = 1.0 - probability if swapped else probability
             tie = verdict.order_consistent is False
-            row["correct"] = 0.5 if tie else _half_step(probability - 0.5)
+            row["correct"] = 0.5 if tie else preference(probability - 0.5)
         row["verdict"] = probability
     return "comparisons"
 
@@ -229,10 +230,5 @@ def _row(group: Group, edge: Comparison) -> dict[str, Any]:
         "probability": max(edge.probability, 1 - edge.probability),
         "weight": edge.weight,
         "correct": None,
-        "longer": _half_step(len(texts[0]) - len(texts[1])),
+        "longer": preference(len(texts[0]) - len(texts[1])),
     }
-
-
-def _half_step(gap: float) -> float:
-    """1 for more, 0 for less, ½ for equal."""
-    return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5

@@ -16,6 +16,7 @@ from prefopt.engine.logps import Scorer, Sharing
 from prefopt.engine.tokens import TokenGroup
 from prefopt.evaluation.implicit_reward import check_same_tokens, score_packed
 from prefopt.evaluation.intervals import clustered_bootstrap
+from prefopt.judges.scoring import preference
 from prefopt.records import Prompt, prompt_key
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def by_reward(reward: Reward) -> Judge:
 
     def judge(prompt: Any, first: str, second: str) -> float:
         gap = reward(prompt, first) - reward(prompt, second)
-        return 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5
+        return preference(gap)
 
     return judge
 

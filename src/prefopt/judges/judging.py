@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from prefopt.errors import DataError
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
-from prefopt.judges.kept import Kept
+from prefopt.judges.kept import Kept, inner
 from prefopt.records import Comparison, Group
 
 What = Literal["compare", "score"]
@@ -136,11 +136,7 @@ def _score(judge: Judge, groups: list[Group], result: Judged, progress: Progress
         result.unread += sum(item.score is None for item in scored)
         meta = {**group.meta, "judge": judge.name}
         result.groups.append(replace(group, completions=scored, meta=meta))
-    result.failures.update(getattr(_inner(judge), "failures", {}))
-
-
-def _inner(judge: Judge) -> Judge:
-    return judge.judge if isinstance(judge, Kept) else judge
+    result.failures.update(getattr(inner(judge), "failures", {}))
 
 
 # -- comparisons ---------------------------------------------------------------------------

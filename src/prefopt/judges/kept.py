@@ -162,6 +162,11 @@ class Kept:
                     progress(done, len(keys))
 
 
+def inner(judge: Judge) -> Judge:
+    """The judge whose verdicts are kept, or the judge itself."""
+    return judge.judge if isinstance(judge, Kept) else judge
+
+
 def _verdicts(judge: Judge, questions: Sequence[Question]) -> Iterator[list[tuple[int, Line]]]:
     """Lines for verdicts as they come, a few at a time."""
     each = getattr(judge, "compare_each", None)

@@ -15,11 +15,11 @@ from prefopt.data.formats import read_groups, write_groups
 from prefopt.errors import RecipeError
 from prefopt.judges.judge import Judge
 from prefopt.judges.judging import judge_groups
-from prefopt.judges.kept import Kept
+from prefopt.judges.kept import Kept, inner
 from prefopt.records import Group, prompt_key
 from prefopt.rounds.settings import Rounds, Selection, unread
 from prefopt.sampling import selecting
-from prefopt.training.display import Display
+from prefopt.training.display import Display, counted
 
 Way = Literal["score", "compare"]
 
@@ -53,7 +53,7 @@ def way_of(judge: Judge, rounds: Rounds) -> Way:
 def best_way(judge: Judge) -> Way:
     """How a judge is asked if nothing is said about it."""
     # Who reads two answers beside each other tells them apart better than by points for each.
-    beside = getattr(_inner(judge), "side_by_side", False)
+    beside = getattr(inner(judge), "side_by_side", False)
     return "score" if scores(judge) and not beside else "compare"
 
 
@@ -107,14 +107,7 @@ def judge(
     groups = list(read_groups([str(questions)]))
     total = sum(len(group.completions) if way == "score" else 1 for group in groups)
     with display.bar("judging, questions", total) as advance:
-        seen = 0
-
-        def moved(done: int, _: int) -> None:
-            nonlocal seen
-            advance(done - seen)
-            seen = done
-
-        verdicts = judge_groups(judge, groups, what=way, pairs="all", progress=moved)
+        verdicts = judge_groups(judge, groups, what=way, pairs="all", progress=counted(advance))
     write_groups(folder / "judged.jsonl", verdicts.groups)
     if way == "score":
         pairs, dropped = _of_scores(verdicts.groups, rounds.file.select, seed)
@@ -222,12 +215,7 @@ def _scored(groups: Sequence[Group], policies: tuple[str, str], device: str | No
 def scores(judge: Judge) -> bool:
     """Whether a judge scores completions; asked nothing, one that does says nothing."""
     try:
-        _inner(judge).score_all([])
+        inner(judge).score_all([])
     except RecipeError:
         return False
     return True
-
-
-def _inner(judge: Judge) -> Judge:
-    """The judge whose verdicts are kept."""
-    return judge.judge if isinstance(judge, Kept) else judge

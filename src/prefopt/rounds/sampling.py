@@ -11,7 +11,7 @@ from prefopt.records import Prompt
 from prefopt.rounds.settings import RoundsFile
 from prefopt.sampling.keeping import answer_into
 from prefopt.sampling.sampler import LocalSampler, make_sampler
-from prefopt.training.display import Display
+from prefopt.training.display import Display, counted
 
 
 def sample(
@@ -43,14 +43,9 @@ def sample(
     sampler.name = name
     path = folder / "samples.jsonl"
     with display.bar("sampling, prompts", len(prompts)) as advance:
-        seen = 0
-
-        def moved(done: int, _: int) -> None:
-            nonlocal seen
-            advance(done - seen)
-            seen = done
-
-        found = answer_into(path, sampler, prompts, file.sample.settings(seed), progress=moved)
+        found = answer_into(
+            path, sampler, prompts, file.sample.settings(seed), progress=counted(advance)
+        )
     texts = [item.text for group in read_groups([str(path)]) for item in group.completions]
     return {
         "prompts": found.prompts, "completions": found.completions, "cut": found.cut,

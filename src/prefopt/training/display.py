@@ -85,6 +85,24 @@ class Display:
             yield advance
 
 
+def counted(advance: Advance) -> Callable[[int, int], None]:
+    """A bar's `advance` for who says how much is done by now, of how much.
+
+    >>> steps: list[int] = []
+    >>> told = counted(steps.append)
+    >>> told(2, 10), told(5, 10), steps
+    (None, None, [2, 3])
+    """
+    before = 0
+
+    def told(done: int, _: int) -> None:
+        nonlocal before
+        advance(done - before)
+        before = done
+
+    return told
+
+
 def note_of(record: Mapping[str, Any]) -> str:
     """A few words on a metrics record.
 

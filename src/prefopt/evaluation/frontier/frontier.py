@@ -38,15 +38,13 @@ class Frontier:
 
     Attributes:
         curves: of every experiment, in a settled order.
-        optimum: of each seed, KL and reward of π_ref·exp(r/β) over a fine grid of β.
-        reference: mean reward of each seed's reference.
+        worlds: of each seed.
         accuracy: of each seed's reward model on held-out comparisons, where there is one.
         scale: of the experiment.
     """
 
     curves: Sequence[Curve]
-    optimum: Mapping[int, Sequence[tuple[float, float]]]
-    reference: Mapping[int, float]
+    worlds: Mapping[int, EnumerableWorld]
     accuracy: Mapping[int, float]
     scale: Scale
 
@@ -54,15 +52,15 @@ class Frontier:
         """As `prefopt frontier --json` prints it, and `frontier.json` keeps it."""
         return {
             "scale": asdict(self.scale),
-            "seeds": sorted(self.optimum),
-            "reference_reward": {str(seed): value for seed, value in self.reference.items()},
+            "seeds": sorted(self.worlds),
+            "reference_reward": {str(s): _start(world) for s, world in self.worlds.items()},
             "reward_model_accuracy": {str(s): value for s, value in self.accuracy.items()},
             "summary": summary(self),
             "curves": [
                 {**asdict(curve.experiment), "points": [list(p) for p in curve.points]}
                 for curve in self.curves
             ],
-            "optimum": {str(seed): list(line) for seed, line in self.optimum.items()},
+            "optimum": {str(seed): _line(world) for seed, world in self.worlds.items()},
         }
 
 
@@ -119,15 +117,13 @@ def measure(
         for done, points in enumerate(each(run, tasks, min(processes, len(tasks)))):
             kept.add(missing[done], points)
             progress(len(wanted) - len(missing) + done + 1, len(wanted))
-    worlds = {seed: prepare(scale, seed).world for seed in seeds}
     modelled = any(name in ("ppo", "best-of-n") for name in methods)
     return Frontier(
         curves=[
             Curve(experiment, kept.found[experiment])
             for experiment in sorted(wanted, key=lambda one: methods.index(one.method))
         ],
-        optimum={seed: _line(world) for seed, world in worlds.items()},
-        reference={s: world.expected_reward(world.reference) for s, world in worlds.items()},
+        worlds={seed: prepare(scale, seed).world for seed in seeds},
         accuracy={seed: learned_reward(scale, seed)[1] for seed in seeds if modelled},
         scale=scale,
     )
@@ -140,7 +136,12 @@ def summary(frontier: Frontier) -> list[dict[str, Any]]:
     what the optimum gains over the reference. The best of several points on the truth itself:
     an upper end of what a method can reach, for all methods alike.
     """
-    worlds = {seed: prepare(frontier.scale, seed).world for seed in frontier.optimum}
+    worlds = frontier.worlds
+    most = {
+        (budget, seed): optimal_reward(world, budget)
+        for budget in BUDGETS
+        for seed, world in worlds.items()
+    }
     best: dict[tuple[str, float, int], float] = defaultdict(lambda: -np.inf)
     for curve in frontier.curves:
         for _, kl, reward in curve.points:
@@ -153,9 +154,9 @@ def summary(frontier: Frontier) -> list[dict[str, Any]]:
         for budget in BUDGETS:
             rewards, shares = [], []
             for seed, world in worlds.items():
-                start, value = frontier.reference[seed], best[method, budget, seed]
+                start, value = _start(world), best[method, budget, seed]
                 rewards.append(value)
-                shares.append((value - start) / (optimal_reward(world, budget) - start))
+                shares.append((value - start) / (most[budget, seed] - start))
             several = len(rewards) > 1
             error = float(np.std(rewards, ddof=1) / len(rewards) ** 0.5) if several else None
             rows.append({
@@ -166,7 +167,13 @@ def summary(frontier: Frontier) -> list[dict[str, Any]]:
     return rows
 
 
+def _start(world: EnumerableWorld) -> float:
+    """Mean reward of the reference."""
+    return world.expected_reward(world.reference)
+
+
 def _line(world: EnumerableWorld) -> list[tuple[float, float]]:
+    """KL and reward of π_ref·exp(r/β) over a fine grid of β."""
     policies = [world.optimum(float(beta)) for beta in np.geomspace(3.0, 0.008, 120)]
     return [(world.kl(policy), world.expected_reward(policy)) for policy in policies]
 

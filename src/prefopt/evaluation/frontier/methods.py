@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from prefopt.data.worlds import EnumerableWorld
 from prefopt.errors import RecipeError
 from prefopt.evaluation.frontier import ppo, preferences
 from prefopt.evaluation.frontier.preferences import Point, by_objective, unlikelihood
@@ -47,14 +48,12 @@ class Method:
         run: (stage, value) → its points.
         setting: name of what its grid is over.
         grid: the values.
-        linked: whether its points are steps of one training.
     """
 
     title: str
     run: Callable[[Stage, float], list[Point]]
     setting: str | None = None
     grid: Sequence[float] = ()
-    linked: bool = True
 
 
 def _preferred_only(stage: Stage, _: float) -> list[Point]:
@@ -76,13 +75,17 @@ def _ppo_true(stage: Stage, kappa: float) -> list[Point]:
 
 def _best_of(stage: Stage, _: float) -> list[Point]:
     """The exact distributions of the best of n by the reward model."""
-    judged = replace(stage.world, reward=learned_reward(stage.scale, stage.seed)[0])
-    found = [(n, judged.best_of(n)) for n in COUNTS]
-    return [(n, stage.world.kl(p), stage.world.expected_reward(p)) for n, p in found]
+    reward = learned_reward(stage.scale, stage.seed)[0]
+    return _best_by(replace(stage.world, reward=reward), stage)
 
 
 def _best_of_true(stage: Stage, _: float) -> list[Point]:
-    found = [(n, stage.world.best_of(n)) for n in COUNTS]
+    return _best_by(stage.world, stage)
+
+
+def _best_by(judged: EnumerableWorld, stage: Stage) -> list[Point]:
+    """Where the best of n by one world's reward are in the true one."""
+    found = [(n, judged.best_of(n)) for n in COUNTS]
     return [(n, stage.world.kl(p), stage.world.expected_reward(p)) for n, p in found]
 
 

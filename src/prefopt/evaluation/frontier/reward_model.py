@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ EPOCHS = 3
 LEARNING_RATE = 1e-3
 
 
-@lru_cache(maxsize=2)
+@cache
 def learned_reward(scale: Scale, seed: int) -> tuple[NDArray[np.float64], float]:
     """The reward of all N sequences by a model of Bradley and Terry, and its accuracy.
 

@@ -9,7 +9,7 @@ drawn from σ((r₁ − r₂)/T), so that an objective with coefficient β has t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -82,7 +82,7 @@ class Stage:
         return np.arange(len(self.numbers)) >= len(self.numbers) // 10
 
 
-@lru_cache(maxsize=2)
+@cache  # a few megabytes a seed, and seconds to make again
 def prepare(scale: Scale, seed: int) -> Stage:
     """Fit the reference and draw the preferences; the same for the same arguments."""
     bigrams = EnumerableWorld.random(seed, vocabulary=SYMBOLS, length=LENGTH)
