@@ -249,6 +249,19 @@ def test_the_command_writes_its_page(
     assert code == 2 and "numbers with commas" in error
 
 
+def test_several_worlds_are_shown_with_their_spread(
+    tmp_path: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefopt.evaluation.frontier.frontier.Scale", lambda: SMALL)
+    wanted = ("frontier", "--out", tmp_path, "--methods", "best-of-n-true", "--processes", 1)
+    code, shown, _ = call(*wanted)
+    assert code == 0 and "±" not in shown
+    code, shown, _ = call(*wanted, "--seeds", 2)
+    row = json.loads((tmp_path / "frontier.json").read_text())["summary"][0]
+    assert code == 0 and "Mean over 2 seeds ± standard error" in " ".join(shown.split())
+    assert f"{row['reward']:.3f} ± {row['standard_error']:.3f}" in shown
+
+
 def test_a_name_that_is_nearly_a_method_is_told() -> None:
     with pytest.raises(RecipeError) as caught:
         experiments(["ppo-tru"], [0])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 #: the first six have colours of their own
-_METHODS = "dpo,ppo,ppo-true,best-of-n,unlikelihood,ipo,kto,preferred-sft,best-of-n-true"
+METHODS = "dpo,ppo,ppo-true,best-of-n,unlikelihood,ipo,kto,preferred-sft,best-of-n-true"
 
 
 def frontier(
@@ -26,7 +26,7 @@ def frontier(
             "What to compare, with commas between: ppo, ppo-true, best-of-n, best-of-n-true, "
             "preferred-sft, unlikelihood, and any objective on comparisons, labels or rankings."
         ),
-    ] = _METHODS,
+    ] = METHODS,
     seeds: Annotated[
         int, described("So many worlds, each with its own curves.", validator=Number(gte=1))
     ] = 1,
@@ -74,7 +74,8 @@ def frontier(
     page = str(folder / "frontier.html")
     shown: list[Any] = [
         _table(document),
-        "The best of all points, as a share of what the optimum gains.",
+        "The best of all points, as a share of what the optimum gains."
+        + (f" Mean over {seeds} seeds ± standard error." if seeds > 1 else ""),
     ]
     return Outcome({**document, "page": page}, [*shown, f"Page: {page}"])
 
@@ -101,7 +102,9 @@ def _table(document: dict[str, Any]) -> Table:
         table.add_column(f"KL ≤ {budget:g}", justify="right")
     cells: dict[str, list[str]] = {}
     for row in document["summary"]:
-        text = f"{row['reward']:.3f} ({100 * row['share_of_optimum']:.0f} %)"
+        error = row["standard_error"]
+        spread = "" if error is None else f" ± {error:.3f}"
+        text = f"{row['reward']:.3f}{spread} ({100 * row['share_of_optimum']:.0f} %)"
         cells.setdefault(row["title"], []).append(text)
     for title, row in cells.items():
         table.add_row(title, *row)
