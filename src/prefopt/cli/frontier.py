@@ -72,12 +72,9 @@ def frontier(
     write_text(folder / "frontier.json", json.dumps(document) + "\n")
     frontier_page.write(document, folder / "frontier.html")
     page = str(folder / "frontier.html")
-    shown: list[Any] = [
-        _table(document),
-        "The best of all points, as a share of what the optimum gains."
-        + (f" Mean over {seeds} seeds ± standard error." if seeds > 1 else ""),
-    ]
-    return Outcome({**document, "page": page}, [*shown, f"Page: {page}"])
+    means = f" Mean over {seeds} seeds ± standard error." if seeds > 1 else ""
+    told = f"The best of all points, as a share of what the optimum gains.{means}"
+    return Outcome({**document, "page": page}, [_table(document), told, f"Page: {page}"])
 
 
 def _numbers(text: str) -> list[float]:
