@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from prefopt.data.formats import read_groups
-from prefopt.errors import RecipeError, RunError
+from prefopt.errors import DataError, RecipeError, RunError
 from prefopt.records import Message
 from prefopt.sampling.keeping import answer_into, to_groups
 from prefopt.sampling.sampler import Sample, Sampler, ServerSampler, make_sampler, seed_of
@@ -35,20 +35,29 @@ class Machine:
 
     name = "machine"
 
-    def __init__(self, version: int = 1, breaks_after: int | None = None) -> None:
+    def __init__(
+        self, version: int = 1, breaks_after: int | None = None, refuses: Any = ()
+    ) -> None:
         self.version = version
         self.asked: list[Any] = []
         self.breaks_after = breaks_after
+        self.refuses = refuses
 
     def identity(self) -> dict[str, Any]:
         return {"version": self.version}
 
-    def sample_all(self, prompts: Any, settings: Settings, on_done: Any = None) -> Any:
-        answers = []
+    def sample_all(
+        self, prompts: Any, settings: Settings, on_done: Any = None, on_refused: Any = None
+    ) -> Any:
+        answers: list[Any] = []
         for position, prompt in enumerate(prompts):
             if len(self.asked) == self.breaks_after:
                 raise KeyboardInterrupt
             self.asked.append(prompt)
+            if prompt in self.refuses:
+                answers.append([])
+                on_refused(position, DataError(f"{prompt} is too long", kind="too_long"))
+                continue
             answers.append([Sample(f"{prompt}!" * (1 + i % 2), "end") for i in range(settings.n)])
             on_done(position, answers[-1])
         return answers
@@ -148,6 +157,69 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
             return super().sample_all(*arguments)
 
     assert answer_into(out, Meddling(), PROMPTS, Settings()).prompts == 8
+
+
+def test_what_is_refused_is_left_out_and_asked_again(tmp_path: Path) -> None:
+    out, part = tmp_path / "samples.jsonl", tmp_path / ".samples.jsonl.part"
+
+    def run(machine: Machine) -> Any:
+        return answer_into(out, machine, PROMPTS, Settings(n=2), skip_refused=True)
+
+    def kept() -> list[Any]:
+        return [group.prompt for group in read_groups(out)]
+
+    bad = [PROMPTS[0], PROMPTS[4]]
+    first = run(Machine(refuses=bad))
+    assert (first.prompts, first.completions, first.from_before) == (6, 12, 0)
+    assert [dict(refusal) for refusal in first.refusals] == [
+        {"prompt": prompt, "why": f"{prompt} is too long"} for prompt in bad
+    ]
+    assert kept() == [prompt for prompt in PROMPTS if prompt not in bad]
+    manifest = json.loads((tmp_path / "samples.jsonl.manifest").read_text())
+    assert manifest["result"]["refusals"][1]["prompt"] == PROMPTS[4]
+    assert _names(tmp_path) == {"samples.jsonl", "samples.jsonl.manifest", part.name}
+    # A process that is refused something else, or stopped, loses nothing of it.
+    with pytest.raises(RunError):
+        answer_into(out, Machine(), PROMPTS, Settings(n=3), skip_refused=True)
+    stopped = Machine(breaks_after=0)
+    with pytest.raises(KeyboardInterrupt, match="6 of 8"):
+        run(stopped)
+    assert part.exists() and len(kept()) == 6
+    again = Machine(refuses=bad[1:])
+    second = run(again)
+    assert again.asked == bad
+    assert (second.prompts, second.from_before, len(second.refusals)) == (7, 6, 1)
+    assert kept() == [prompt for prompt in PROMPTS if prompt != bad[1]]
+    last = Machine()
+    assert run(last).prompts == 8
+    assert (last.asked, kept()) == (bad[1:], PROMPTS)
+    assert _names(tmp_path) == {"samples.jsonl", "samples.jsonl.manifest"}
+    idle = Machine()
+    assert run(idle).from_before == 8 and idle.asked == []
+
+
+def test_a_kill_before_the_second_manifest_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt.sampling import keeping
+
+    out = tmp_path / "samples.jsonl"
+    answer_into(out, Machine(refuses=PROMPTS[:1]), PROMPTS, Settings(), skip_refused=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "write_text", lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            answer_into(out, Machine(), PROMPTS, Settings(), skip_refused=True)
+    idle = Machine()
+    assert answer_into(out, idle, PROMPTS, Settings(), skip_refused=True).prompts == 8
+    assert idle.asked == []
+
+
+def test_nothing_is_written_where_every_prompt_is_refused(tmp_path: Path) -> None:
+    out, machine = tmp_path / "samples.jsonl", Machine(refuses=PROMPTS)
+    with pytest.raises(DataError, match=r"prompt 0 is too long \(and so with all 8 prompts\)"):
+        answer_into(out, machine, PROMPTS, Settings(), skip_refused=True)
+    assert not out.exists()
+    assert answer_into(out, Machine(), PROMPTS, Settings()).prompts == 8
 
 
 def test_groups_say_how_completions_ended() -> None:
@@ -278,13 +350,91 @@ def test_a_server_that_fails_for_good_keeps_what_it_gave(
         assert (code, _one(said)["from_before"]) == (0, 5)
         assert Counter(web.answered) == Counter(PROMPTS)  # nothing lost, nothing asked twice
         assert call(*command[:-1])[1].startswith(f"{out} has all 16 completions already.")
-        assert len(web.seen) == 8 + 2
+        assert len(web.seen) == 8 + 3  # once more, and whether it was the prompt
     manifest = json.loads((tmp_path / "samples.jsonl.manifest").read_text())
     assert manifest["asked"]["sampler"]["model"] == "tiny"
     assert manifest["asked"]["settings"]["n"] == 2
     groups = list(read_groups(out))
     assert [group.prompt for group in groups] == PROMPTS
     assert groups[0].completions[1].text == "answer 1 to prompt 0"
+
+
+TOO_LONG = "This model's maximum context length is 32 tokens."
+
+
+def test_prompts_that_are_too_long_for_a_server(call: Call, prompts: Path, tmp_path: Path) -> None:
+    """Counted, shown in the server's words, and asked again when the same command is given."""
+    out, bad = tmp_path / "samples.jsonl", {"prompt 0", "prompt 6"}
+    models = [{"id": "tiny", "owned_by": "vllm", "max_model_len": 32}]
+
+    def refuse(_: int, body: dict[str, Any]) -> Fault | None:
+        return status(400, TOO_LONG) if body["prompt"] in bad else None
+
+    with faulty_server(refuse, models=models) as web:
+        command = ("sample", prompts, "--server", web.url, "-n", 2, "--out", out)
+        code, said, _ = call(*command)
+        assert code == 0
+        assert "Wrote 12 completions of 6 prompts" in said
+        assert "2 of 8 prompts cannot be answered; the same command asks for them again:" in said
+        assert "prompt 6" in said and TOO_LONG in " ".join(said.split())
+        code, said, _ = call(*command, "--json")
+        found = _one(said)
+        assert (code, found["prompts"], found["from_before"], found["refused"]) == (0, 6, 6, 2)
+        assert [row["prompt"] for row in found["refusals"]] == ["prompt 0", "prompt 6"]
+        assert all(f"400: {TOO_LONG}" in row["why"] for row in found["refusals"])
+        _, said, _ = call(*command[:-2], "--json")  # without a file
+        assert (len(_one(said)["samples"]), _one(said)["refused"]) == (6, 2)
+        assert "2 of 8 prompts cannot" in call(*command[:-2])[1]
+        bad.clear()
+        models[0]["max_model_len"] = 64
+        assert _one(call(*command, "--json")[1])["refused"] == 0
+    assert [group.prompt for group in read_groups(out)] == PROMPTS
+    assert Counter(web.answered) - Counter(["Hello"] * 9) == Counter(
+        {prompt: 3 if prompt not in ("prompt 0", "prompt 6") else 1 for prompt in PROMPTS}
+    )
+
+
+def test_only_what_is_too_long_is_left(call: Call, prompts: Path, tmp_path: Path) -> None:
+    """After a server that failed for good only a refused prompt is open: it ends well."""
+    out, dead = tmp_path / "samples.jsonl", threading.Event()
+
+    def fault(_: int, body: dict[str, Any]) -> Fault | None:
+        if body["prompt"] != "prompt 7":
+            return None
+        return status(400, TOO_LONG) if dead.is_set() else status(503)
+
+    with faulty_server(fault) as web:
+        command = ("sample", prompts, "--server", web.url, "--retries", 0, "--out", out, "--json")
+        assert call(*command)[0] == 1
+        dead.set()
+        code, said, _ = call(*command)
+    assert (code, _one(said)["prompts"], _one(said)["refused"]) == (0, 7, 1)
+
+
+def test_prompts_that_are_too_long_for_a_policy(
+    call: Call, tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    texts = ["short", "long " * 600, "brief"]
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    command = ("sample", tiny_policy_folder, file, "--max-new-tokens", 4, "-n", 2, "--json")
+    _, said, _ = call(*command, "--out", out)
+    found = _one(said)
+    assert (found["prompts"], found["completions"], found["refused"]) == (2, 4, 1)
+    assert "longer than the 512" in found["refusals"][0]["why"]
+    _, said, _ = call("sample", tiny_policy_folder, "--prompt", "short", "--prompt", "brief",
+                      *command[3:])  # fmt: skip
+    assert [g.completions for g in read_groups(out)] == [
+        g.completions for g in read_groups_of(_one(said)["samples"])
+    ]
+    code, said, _ = call("sample", tiny_policy_folder, "--prompt", texts[1], "--json")
+    assert (code, _one(said)["error"]["type"]) == (2, "DataError")
+
+
+def read_groups_of(rows: list[dict[str, Any]]) -> list[Any]:
+    from prefopt.records import from_json
+
+    return [from_json(row) for row in rows]
 
 
 def test_the_same_without_a_file(call: Call, prompts: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from prefopt.errors import RecipeError
 from prefopt.records import Message
-from prefopt.sampling.failures import RequestError, ServerError, asked_to_wait
+from prefopt.sampling.failures import RefusedPrompt, RequestError, ServerError, asked_to_wait
 from prefopt.sampling.retrying import Patience
 from prefopt.sampling.server import Reply, Request, Server
 from prefopt.sampling.wire import body_of
@@ -24,6 +24,7 @@ from tests.faulty_server import (
     faulty_server,
     hanging,
     html,
+    last_text,
     reset,
     saying,
     status,
@@ -156,6 +157,119 @@ def test_refusals_are_not_asked_again(code: int, remedy: str) -> None:
     assert remedy in str(caught.value.remedy)
 
 
+# -- prompts that are refused --------------------------------------------------------------
+
+TOO_LONG = "This model's maximum context length is 32 tokens. However, you requested 47."
+
+
+def _refusing(which: Callable[[str], bool], fault: Fault) -> Callable[..., Fault | None]:
+    return lambda _, body: fault if which(last_text(body)) else None
+
+
+@pytest.mark.parametrize("first", [0, 5], ids=["at first", "later"])
+@pytest.mark.parametrize("code", [400, 413, 422, 500])
+def test_a_prompt_that_alone_is_refused_does_not_end_it(code: int, first: int) -> None:
+    bad = {PROMPTS[first], PROMPTS[7]}
+    patience = Patience(retries=1, first_wait=0.01)
+    with faulty_server(_refusing(bad.__contains__, status(code, TOO_LONG))) as web:
+        server = Server(web.url, concurrency=1, patience=patience)
+        outcomes = dict(server.outcomes(_requests(n=2, max_tokens=9, stop=("x",))))
+    refused = {PROMPTS[i]: o for i, o in outcomes.items() if isinstance(o, RefusedPrompt)}
+    assert set(refused) == bad
+    assert all(f"{code}: {TOO_LONG}" in outcome.message for outcome in refused.values())
+    assert [place for place, outcome in outcomes.items() if isinstance(outcome, Reply)] == [
+        place for place in range(12) if PROMPTS[place] not in bad
+    ]
+    assert server.asked == 10
+    controls = [request.body for request in web.seen if last_text(request.body) == "Hello"]
+    # What answered once is known to; of a server that breaks it is asked each time.
+    assert len(controls) == (2 if code == 500 else 1 if first == 0 else 0)
+    assert all(body["max_tokens"] == 9 and body["stop"] == ["x"] for body in controls)
+
+
+def test_what_concerns_every_request_ends_it_at_once() -> None:
+    with faulty_server(lambda *_: status(400, "no such setting")) as web:
+        server = Server(web.url, concurrency=1, patience=QUICK)
+        with pytest.raises(RequestError, match="no such setting") as caught:
+            list(server.outcomes(_requests()))
+        assert not isinstance(caught.value, RefusedPrompt)
+        assert [last_text(request.body) for request in web.seen] == ["prompt 0", "Hello"]
+    for code in (401, 403, 404):
+        with faulty_server(lambda *_, code=code: status(code)) as web:
+            with pytest.raises(RequestError):
+                list(Server(web.url, concurrency=1, patience=QUICK).outcomes(_requests()))
+            assert len(web.seen) == 1
+
+
+def test_texts_say_nothing_about_conversations() -> None:
+    """A model without a template continues texts, and refuses every conversation."""
+    chats = [Request((Message("user", prompt),)) for prompt in PROMPTS[:3]]
+    no_template = status(400, "there is no chat template")
+    with faulty_server(lambda _, body: no_template if "messages" in body else None) as web:
+        server = Server(web.url, concurrency=1, patience=QUICK)
+        given: dict[int, Any] = {}
+        with pytest.raises(RequestError, match="no chat template"):
+            given.update(server.outcomes([*_requests()[:3], *chats]))
+        assert sorted(given) == [0, 1, 2]
+        assert len(web.seen) == 5
+
+
+def test_a_server_that_breaks_down_on_a_prompt_stops_all() -> None:
+    def breaks(number: int, body: dict[str, Any]) -> Fault | None:
+        return status(500, "out of memory") if number >= 4 else None
+
+    with faulty_server(breaks) as web:
+        server = Server(web.url, concurrency=1, patience=Patience(retries=1, first_wait=0.01))
+        given: dict[int, Any] = {}
+        with pytest.raises(ServerError, match="out of memory") as caught:
+            given.update(server.outcomes(_requests()))
+    assert (sorted(given), caught.value.exit_code) == ([0, 1, 2, 3], 1)
+    assert [last_text(request.body) for request in web.seen[4:]] == ["prompt 4"] * 2 + ["Hello"]
+
+
+def test_many_refusals_at_once_ask_one_control() -> None:
+    even = _refusing(lambda prompt: prompt in PROMPTS[::2], status(400, TOO_LONG))
+    with faulty_server(even) as web:
+        server = Server(web.url, concurrency=12, patience=QUICK)
+        outcomes = dict(server.outcomes(_requests()))
+    assert [isinstance(outcomes[i], Reply) for i in range(12)] == [False, True] * 6
+    assert sum(last_text(request.body) == "Hello" for request in web.seen) <= 1
+
+
+@pytest.mark.parametrize(
+    ("document", "tries"),
+    [
+        ({"error": {"message": "slow down", "code": 429}}, 3),
+        ({"error": {"message": "something"}}, 3),
+        ({"error": "something"}, 3),
+        ({"object": "error", "message": "too long", "type": "x", "code": 400}, 1),
+        ({"error": {"message": "no money", "code": "insufficient_quota"}}, 1),
+    ],
+)
+def test_an_error_with_status_200_is_an_error(document: Any, tries: int) -> None:
+    patience = Patience(retries=2, first_wait=0.01)
+    with faulty_server(lambda *_: saying(document)) as web:
+        with pytest.raises(ServerError) as caught:
+            Server(web.url, patience=patience).chat(Request("Once"))
+        assert len(web.seen) == tries
+    error = document.get("error", document)
+    assert (error if isinstance(error, str) else error["message"]) in str(caught.value)
+
+
+def test_what_a_server_cannot_do_it_cannot_do_later() -> None:
+    with faulty_server(lambda *_: status(501, "no logprobs here")) as web:
+        with pytest.raises(RequestError, match="501: no logprobs here"):
+            Server(web.url, patience=QUICK).chat(Request("Once"))
+        assert len(web.seen) == 1
+
+
+def test_answers_that_a_server_gave_up_are_asked_again() -> None:
+    half = {"choices": [{"text": "It was a", "finish_reason": "abort"}]}
+    with faulty_server([saying(half)]) as web:
+        reply = Server(web.url, patience=QUICK).chat(Request("Once"))
+    assert (reply.text, len(web.seen)) == ("answer 0 to Once", 2)
+
+
 def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", "sk-very-secret")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
@@ -211,8 +325,9 @@ def test_the_model_is_the_only_one_or_named() -> None:
 
 
 def test_identity_is_what_lasts() -> None:
-    entry = {"id": "m", "owned_by": "vllm", "root": "org/m", "max_model_len": 4096}
-    served = ({**entry, "created": time.time(), "permission": [{"id": "random"}]},)
+    entry = {"id": "m", "owned_by": "vllm", "root": "org/m", "meta": {"n_params": 7}}
+    passing = {"created": time.time(), "permission": [{"id": "random"}], "max_model_len": 4096}
+    served = ({**entry, **passing, "meta": {"n_params": 7, "n_ctx": 512}},)
     with faulty_server(models=served) as web:
         server = Server(web.url + "/", patience=QUICK)
         assert server.identity() == {
@@ -225,7 +340,8 @@ def test_identity_is_what_lasts() -> None:
     [
         ("other", {}),
         ("vllm", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
-        ("llama.cpp", {"top_k": -1, "min_p": 0.0, "repeat_penalty": 1.0}),
+        ("sglang", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
+        ("llama.cpp", {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
         (
             "transformers",
             {
@@ -263,6 +379,24 @@ def test_servers_that_give_one_answer_at_a_time() -> None:
     asked = [(s.body["prompt"], s.body["seed"], s.body.get("n", 1)) for s in web.seen]
     assert asked == [("a", 7, 3), ("a", 8, 1), ("a", 9, 1), ("b", 20, 1), ("b", 21, 1)]
     assert replies[0].completion_tokens == 3
+
+
+def test_answers_that_would_share_a_seed_are_asked_for_one_by_one() -> None:
+    """SGLang gives all n answers the seed of the request: they would be the same."""
+    with faulty_server(models=({"id": "m", "owned_by": "sglang"},)) as web:
+        server = Server(web.url, concurrency=1, patience=QUICK)
+        reply = server.chat(Request("a", n=3, seed=7))
+    assert len(reply.answers) == 3
+    assert [(s.body["seed"], s.body.get("n", 1)) for s in web.seen] == [(7, 1), (8, 1), (9, 1)]
+
+
+@pytest.mark.parametrize(
+    ("owner", "kind"),
+    [("llamacpp", "llama.cpp"), ("me", "llama.cpp"), ("vllm", "vllm"), ("acme", "other")],
+)
+def test_servers_say_what_they_are(owner: str, kind: str) -> None:
+    with faulty_server(models=({"id": "m", "owned_by": owner},)) as web:
+        assert Server(web.url, patience=QUICK).kind == kind
 
 
 def test_servers_that_refuse_several_answers() -> None:

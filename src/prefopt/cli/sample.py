@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 
 from prefopt.cli.options import Device, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting, table
+from prefopt.errors import PrefoptError
 from prefopt.records import Group, Prompt, to_json
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class Served:
 
 
 _DRAWN, _HERE, _THERE = How(), Local(), Served()
+_SHOWN, _WIDTH = 5, 40  # refused prompts, and characters of each
 
 
 def sample(
@@ -162,7 +164,8 @@ def sample(
 
     A sample of a policy on this machine depends on the seed, its prompt and its number, not on
     the batch or on which other prompts are asked. A server is given seeds, and does with them
-    what it can. Each prompt is answered once, however often a file has it.
+    what it can. Each prompt is answered once, however often a file has it. One that is too long
+    is left out and counted, and the same command asks for it again.
 
     `prefopt sample runs/first prompts.jsonl -n 4 --out samples.jsonl`
 
@@ -171,8 +174,9 @@ def sample(
     `prefopt sample runs/first --prompt "The film was"`
 
     With `--json`: `prompts`, `completions`, `cut` (completions that did not end in time),
-    `duplicates`, `from_before` (prompts that were answered already), `out`, `manifest`,
-    `samples` (objects with `prompt` and `completions`; null where they were written to a file).
+    `duplicates`, `from_before` (prompts that were answered already), `refused` (prompts that
+    cannot be answered) and `refusals` (`prompt` and `why` of each), `out`, `manifest`, `samples`
+    (objects with `prompt` and `completions`; null where they were written to a file).
     """
     spec, files = _spec(what, here, there)
     check_target(out, ".jsonl", ".jsonl.gz", ".jsonl.zst", read=files)
@@ -238,10 +242,14 @@ def _written(
     with counting("sampling", "prompts") as progress:
         answered = answer_into(
             out, sampler, prompts, settings, duplicates=duplicates, overwrite=overwrite,
-            progress=progress,
+            skip_refused=True, progress=progress,
         )  # fmt: skip
-    result = {**asdict(answered), "out": out, "manifest": f"{out}.manifest", "samples": None}
-    return Outcome(result, _told(answered, duplicates, out))
+    result = {**_counts(answered), "out": out, "manifest": f"{out}.manifest", "samples": None}
+    return Outcome(result, [*_told(answered, duplicates, out), *_refused(answered)])
+
+
+def _counts(answered: Answered) -> dict[str, Any]:
+    return {**asdict(answered), "refused": len(answered.refusals)}
 
 
 def _told(answered: Answered, duplicates: Duplicates, out: str) -> list[Any]:
@@ -260,25 +268,55 @@ def _told(answered: Answered, duplicates: Duplicates, out: str) -> list[Any]:
     return [sentence, *([table(found)] if found else [])]
 
 
+def _refused(answered: Answered) -> list[Any]:
+    """Which prompts have no answer, and why."""
+    refusals = answered.refusals
+    if not refusals:
+        return []
+    shown: list[Any] = [
+        f"{len(refusals):,} of {answered.prompts + len(refusals):,} prompts cannot be answered; "
+        "the same command asks for them again:"
+    ]
+    rows = {}
+    for number, refusal in enumerate(refusals[:_SHOWN], start=1):
+        said = refusal["prompt"]
+        text = said if isinstance(said, str) else said[-1]["content"]
+        rows[f"{number} {_line(text)[:_WIDTH]}"] = _line(refusal["why"])
+    shown.append(table(rows))
+    if len(refusals) > _SHOWN:
+        shown.append(f"… and {len(refusals) - _SHOWN:,} more")
+    return shown
+
+
+def _line(text: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
 def _shown_now(
     sampler: Sampler, prompts: list[Prompt], settings: Settings, duplicates: Duplicates
 ) -> Outcome:
-    from prefopt.sampling.keeping import Answered, to_groups
+    from prefopt.sampling.keeping import Answered, refuse_nothing, to_groups
     from prefopt.sampling.sampler import Sample
 
     done: list[int] = []
+    refused: dict[Prompt, PrefoptError] = {}
     with counting("sampling", "prompts") as progress:
 
-        def count(position: int, _: list[Sample]) -> None:
+        def count(position: int, _: list[Sample] | None = None) -> None:
             done.append(position)
             progress(len(done), len(prompts))
 
-        samples = sampler.sample_all(prompts, settings, count)
+        def leave_out(position: int, error: PrefoptError) -> None:
+            refused[prompts[position]] = error
+            count(position)
+
+        samples = sampler.sample_all(prompts, settings, count, leave_out)
+    refuse_nothing(refused, len(prompts))
     groups = to_groups(prompts, samples, sampler.name, duplicates)
-    answered = Answered.of(groups, samples, 0)
+    answered = Answered.of(groups, samples, refused=refused)
     shown = [to_json(group) for group in groups]
-    result = {**asdict(answered), "out": None, "manifest": None, "samples": shown}
-    return Outcome(result, _as_text(groups))
+    result = {**_counts(answered), "out": None, "manifest": None, "samples": shown}
+    return Outcome(result, [*_as_text(groups), *_refused(answered)])
 
 
 def _as_text(groups: list[Group]) -> list[Any]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,16 +47,24 @@ class Row:
 
     Attributes:
         prompt: position of its prompt.
-        uniforms: (steps,) its numbers in [0, 1); None to take the most probable tokens.
-        tokens, logps: what was drawn so far, and log π of each token, in nats.
+        index: its number among the samples of that prompt.
+        numbers: gives (steps,) numbers in [0, 1) of its own; None to take the most probable tokens.
+        tokens: what was drawn so far.
+        logp: log π of that in nats, where it is known.
         stopped: whether a text that ends it has come.
     """
 
     prompt: int
-    uniforms: NDArray[np.float64] | None = None
+    index: int = 0
+    numbers: Callable[[], NDArray[np.float64]] | None = None
     tokens: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
+    logp: float | None = None
     stopped: bool = False
+
+    @cached_property
+    def uniforms(self) -> NDArray[np.float64] | None:
+        """Drawn when they are needed: of many rows that wait they would fill the memory."""
+        return None if self.numbers is None else self.numbers()
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,9 @@ def serves(model: Any, length: int) -> bool:
 
 @torch.no_grad()
 def generate(
-    model: Any, prompts: Sequence[Ids], rows: Sequence[Row], rules: Rules, batch_size: int
+    model: Any, prompts: Sequence[Ids], rows: Iterable[Row], rules: Rules, batch_size: int
 ) -> Iterator[Row]:
-    """Draw rows; each is given out as soon as it has ended.
+    """Draw rows; each is given out, and let go, as soon as it has ended.
 
     Args:
         model: in eval mode.
@@ -165,7 +173,7 @@ class _Batch:
     def draw(self) -> list[Row]:
         """A token for every row; returns the rows that end with it."""
         numbers = None
-        if any(row is not None and row.uniforms is not None for row in self.rows):
+        if any(row is not None and row.numbers is not None for row in self.rows):
             drawn = [0.0 if r is None or r.uniforms is None else r.uniforms[len(r.tokens)]
                      for r in self.rows]  # fmt: skip
             device = real_device(self.logits.device)
@@ -179,7 +187,7 @@ class _Batch:
             if row is None:
                 continue
             row.tokens.append(token)
-            row.logps.append(logp)
+            row.logp = (row.logp or 0.0) + logp
             if self.rules.end(row):
                 ended.append(row)
                 self.rows[place] = None

@@ -2,7 +2,7 @@
 
 Passing: no connection, a connection that breaks, a time-out, a server in trouble (5xx), too many
 requests (429), an answer that cannot be read. Such a request is sent again. All else is ours to
-mend, and asking again would change nothing.
+mend, and asking again would change nothing; of what is refused, some concerns one prompt alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ from prefopt.errors import PrefoptError
 
 #: statuses that pass: time-outs, conflicts, too early, too many requests
 _PASSING = {408, 409, 425, 429}
+#: statuses of 500 and more that do not: what a server cannot do, it cannot do later
+_NEVER = {501, 505}
 #: what a 429 says that waiting does not mend
 _SPENT = ("insufficient_quota", "billing_hard_limit_reached")
+#: statuses that may be about one prompt: refused as too long or malformed, or the server's code
+#: breaks on it (llama.cpp says 500 of a conversation that its template does not take)
+OF_A_PROMPT = {400, 413, 422, 500}
 
 _REMEDIES = {
     400: "the server does not take this request: a setting that it does not know, or a prompt "
@@ -44,17 +49,44 @@ class RequestError(ServerError):
     exit_code: ClassVar[int] = 2
 
 
+class RefusedPrompt(RequestError):
+    """A server refuses one prompt and answers others: mostly it is too long for the model.
+
+    `Server.outcomes` hands it over in the place of a reply, so that the others are answered.
+    `message` has the server's own words.
+    """
+
+
 class UnreadableReply(Exception):
     """An answer that came whole and is none: asked again like one that broke off."""
+
+
+class SaidInstead(Exception):
+    """An error in the body of an answer with status 200, which some gateways send.
+
+    Attributes:
+        body: the error.
+        status_code: its `code`, as if it had been the status; None if it has none.
+        code: the same, where it is a word.
+    """
+
+    def __init__(self, body: Any) -> None:
+        super().__init__(str(body))
+        said = body.get("code") if isinstance(body, Mapping) else None
+        self.body = body
+        self.status_code = said if isinstance(said, int) else None
+        self.code = said if isinstance(said, str) else None
 
 
 def passes(error: BaseException) -> bool:
     """Whether the same request may succeed in a while."""
     import openai
 
-    if isinstance(error, openai.APIStatusError):
-        spent = error.code in _SPENT
-        return not spent and (error.status_code in _PASSING or error.status_code >= 500)
+    if isinstance(error, openai.APIStatusError | SaidInstead):
+        status = error.status_code
+        if error.code in _SPENT or status in _NEVER:
+            return False
+        return status is None or status in _PASSING or status >= 500
     if isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError):
         return True
     # An answer that breaks off is not JSON any more, or no UTF-8.
@@ -66,7 +98,7 @@ def is_refusal(error: BaseException) -> bool:
     """Whether the server said no; another failure that does not pass is a fault of ours."""
     import openai
 
-    return isinstance(error, openai.OpenAIError)
+    return isinstance(error, openai.OpenAIError | SaidInstead)
 
 
 def status_of(error: BaseException) -> int | None:
@@ -110,6 +142,15 @@ def refusal(error: BaseException, *, url: str, what: str, secret: str | None) ->
     message = f"the server says {_said(error, secret)}"
     remedy = _REMEDIES.get(status or 0, "see what the server's own log says")
     return RequestError(message, file=url, value=what, remedy=remedy)
+
+
+def for_one_prompt(error: ServerError) -> RefusedPrompt:
+    """The same failure, known to be about its prompt alone."""
+    return RefusedPrompt(
+        error.message,
+        file=error.file,
+        remedy="shorten the prompt, or let the server have a longer context",
+    )
 
 
 def gave_up(

@@ -8,8 +8,10 @@ asked, not on the order (up to ties within floating-point error of the logits).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,13 +139,6 @@ def draw(
         raise RecipeError("batch_size must be at least 1", field="batch_size", value=batch_size)
     n, max_new_tokens = settings.n, settings.max_new_tokens
     ids = encode_prompts(policy, prompts, max_new_tokens)
-    seen: Counter[bytes] = Counter()
-    rows: list[list[Row]] = []
-    for position, prompt in enumerate(prompts):
-        key = prompt_key(prompt)
-        numbers = [uniforms(settings.seed, key, seen[key] + i, max_new_tokens) for i in range(n)]
-        rows.append([Row(position, own if settings.temperature else None) for own in numbers])
-        seen[key] += n
     rules = Rules(
         warpers(settings.temperature, settings.top_p, settings.top_k),
         policy.end_of_turn,
@@ -151,43 +146,57 @@ def draw(
         max_new_tokens,
     )
     # Longest first: rows of a batch have similar lengths, and lack of memory shows at once.
-    order = sorted(range(len(rows)), key=lambda position: -len(ids[position]))
-    begun = [row for position in order for row in rows[position]]
+    order = sorted(range(len(ids)), key=lambda position: -len(ids[position]))
+    rows = _rows(prompts, order, settings)
+    drawn: list[dict[int, Drawn]] = [{} for _ in prompts]
     model: Any = policy.model
     training = model.training
     model.eval()
     try:
-        if rows and continuous.serves(model, len(ids[order[0]]) + max_new_tokens):
-            coming = continuous.generate(model, ids, begun, rules, batch_size)
+        if ids and continuous.serves(model, len(ids[order[0]]) + max_new_tokens):
+            coming = continuous.generate(model, ids, rows, rules, batch_size)
         else:
-            coming = library.generate(policy, ids, begun, rules, batch_size)
-        open_rows = dict.fromkeys(range(len(rows)), n)
+            coming = library.generate(policy, ids, rows, rules, batch_size)
         for done, row in enumerate(coming, start=1):
             if progress is not None:
-                progress(done, len(begun))
-            open_rows[row.prompt] -= 1
-            if open_rows[row.prompt] == 0 and on_done is not None:
-                on_done(row.prompt, [_drawn(own) for own in rows[row.prompt]])
+                progress(done, n * len(ids))
+            own = drawn[row.prompt]
+            own[row.index] = Drawn(np.array(row.tokens, dtype=np.int32), row.logp, row.stopped)
+            if len(own) == n and on_done is not None:
+                on_done(row.prompt, [own[index] for index in range(n)])
     finally:
         model.train(training)
-    return [[_drawn(row) for row in own] for own in rows]
+    return [[own[index] for index in range(n)] for own in drawn]
 
 
-def _drawn(row: Row) -> Drawn:
-    logp = float(np.sum(row.logps)) if row.logps else None
-    return Drawn(np.array(row.tokens, dtype=np.int32), logp, row.stopped)
+def _rows(prompts: Sequence[Prompt], order: Sequence[int], settings: Settings) -> Iterator[Row]:
+    """The samples that are to be drawn; those of one prompt stand together."""
+    seen: Counter[bytes] = Counter()
+    before = []
+    for prompt in prompts:
+        before.append(seen[prompt_key(prompt)])
+        seen[prompt_key(prompt)] += settings.n
+    for position in order:
+        key = prompt_key(prompts[position])
+        for index in range(settings.n):
+            number = before[position] + index
+            numbers = partial(uniforms, settings.seed, key, number, settings.max_new_tokens)
+            yield Row(position, index, numbers if settings.temperature else None)
 
 
 def _stops(policy: Policy, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
     """Whether the text of some last tokens holds one of these."""
     if not stop:
         return None
-    # A token is at least a byte of text, so this many hold the longest of them, and a character
-    # that was begun before.
+    # A token that is not left out of the text is at least a byte of it, so this many hold the
+    # longest of them, and a character that was begun before.
     window = max(len(text.encode("utf-8", "surrogatepass")) for text in stop) + 4
+    added = policy.tokenizer.added_tokens_decoder
+    special = frozenset(ids for ids, token in added.items() if token.special)
 
     def stopped(tokens: Sequence[int]) -> bool:
-        tail = _decoded(policy, tokens[-window:])
+        last = islice((token for token in reversed(tokens) if token not in special), window)
+        tail = _decoded(policy, list(last)[::-1])
         return any(text in tail for text in stop)
 
     return stopped
@@ -227,26 +236,39 @@ def encode_prompts(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: in
         DataError: one has no tokens, or leaves no room for an answer of that length.
     """
     encoder = Encoder(policy.tokenizer, end_of_turn=policy.end_of_turn)
+    return [_encoded(policy, encoder, prompt, max_new_tokens) for prompt in prompts]
+
+
+def unfit(policy: Policy, prompts: Sequence[Prompt], max_new_tokens: int) -> dict[int, DataError]:
+    """Position of each prompt that `encode_prompts` refuses, and why."""
+    encoder = Encoder(policy.tokenizer, end_of_turn=policy.end_of_turn)
+    found = {}
+    for position, prompt in enumerate(prompts):
+        try:
+            _encoded(policy, encoder, prompt, max_new_tokens)
+        except DataError as error:
+            found[position] = error
+    return found
+
+
+def _encoded(policy: Policy, encoder: Encoder, prompt: Prompt, max_new_tokens: int) -> Ids:
+    ids: Ids = encoder.prompt_ids(prompt)
     limit = policy.max_length
-    encoded = []
-    for prompt in prompts:
-        ids = encoder.prompt_ids(prompt)
-        if len(ids) == 0:
-            raise DataError(
-                "the prompt has no tokens and the tokenizer has no BOS, so there is nothing "
-                "to continue",
-                kind="empty_prompt",
-                field="prompt",
-                remedy="give a prompt, or a tokenizer with a BOS token",
-            )
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            raise DataError(
-                f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones it is longer "
-                f"than the {limit} that the model was made for",
-                kind="too_long",
-                field="prompt",
-                value=prompt,
-                remedy="lower max_new_tokens or shorten the prompt",
-            )
-        encoded.append(ids)
-    return encoded
+    if len(ids) == 0:
+        raise DataError(
+            "the prompt has no tokens and the tokenizer has no BOS, so there is nothing "
+            "to continue",
+            kind="empty_prompt",
+            field="prompt",
+            remedy="give a prompt, or a tokenizer with a BOS token",
+        )
+    if limit is not None and len(ids) + max_new_tokens > limit:
+        raise DataError(
+            f"the prompt has {len(ids)} tokens; with {max_new_tokens} new ones it is longer "
+            f"than the {limit} that the model was made for",
+            kind="too_long",
+            field="prompt",
+            value=prompt,
+            remedy="lower max_new_tokens or shorten the prompt",
+        )
+    return ids

@@ -5,7 +5,8 @@
     .samples.jsonl.part      meanwhile: what is asked, then a line for each answered prompt
 
 A process that is killed loses the prompts it was answering, and the same command goes on after
-the others. Another command is refused, and told what differs.
+the others. Another command is refused, and told what differs. Where a prompt was refused the third
+file stays, and the same command asks for that prompt again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from prefopt.data.formats import write_groups
-from prefopt.errors import RunError
+from prefopt.errors import PrefoptError, RunError
 from prefopt.records import Completion, Group, Prompt, prompt_key
 from prefopt.runs import explained, fingerprint_file, versions, write_text
 from prefopt.sampling.failures import ServerError
@@ -42,6 +43,7 @@ class Answered:
         cut: completions that did not end in time.
         duplicates: completions whose text the prompt had before; left out if so asked.
         from_before: prompts that were answered by an earlier process.
+        refusals: `prompt` and `why` of each that alone cannot be answered, and is not in the file.
     """
 
     prompts: int
@@ -49,10 +51,15 @@ class Answered:
     cut: int
     duplicates: int
     from_before: int
+    refusals: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(
-        cls, groups: Sequence[Group], samples: Sequence[Sequence[Sample]], before: int
+        cls,
+        groups: Sequence[Group],
+        samples: Sequence[Sequence[Sample]],
+        before: int = 0,
+        refused: Mapping[Prompt, PrefoptError] | None = None,
     ) -> Answered:
         """Counted."""
         every = [sample for own in samples for sample in own]
@@ -63,6 +70,7 @@ class Answered:
             sum(sample.finish == "length" for sample in every),
             len(every) - distinct,
             before,
+            tuple({"prompt": _plain(p), "why": why.message} for p, why in (refused or {}).items()),
         )
 
 
@@ -74,6 +82,7 @@ def answer_into(
     *,
     duplicates: Duplicates = "keep",
     overwrite: bool = False,
+    skip_refused: bool = False,
     progress: Progress | None = None,
 ) -> Answered:
     """Have prompts answered into a file; what it already has is not asked again.
@@ -85,11 +94,13 @@ def answer_into(
         settings: how.
         duplicates: whether a prompt keeps equal texts.
         overwrite: forget what is there and begin anew.
+        skip_refused: go on without prompts that alone cannot be answered, while others can.
 
     Raises:
         RunError: the file holds something else, another process writes it, or it cannot be
             written.
         ServerError: the server failed for good; what was answered is kept.
+        DataError: a prompt does not fit into the policy on this machine.
     """
     file = _File(Path(out))
     keys = [prompt_key(prompt).hex() for prompt in prompts]
@@ -101,24 +112,100 @@ def answer_into(
             return Answered(**{**finished, "from_before": len(prompts)})
         known = file.begin(asked)
         before = sum(key in known for key in keys)
-        open_places = [place for place, key in enumerate(keys) if key not in known]
-
-        def keep(position: int, samples: list[Sample]) -> None:
-            key = keys[open_places[position]]
-            file.add(key, samples)
-            known[key] = samples
-            if progress is not None:
-                progress(len(known), len(prompts))
-
-        if progress is not None:
-            progress(len(known), len(prompts))
-        with _told(known, len(prompts)):
-            sampler.sample_all([prompts[place] for place in open_places], settings, keep)
-        samples = [known[key] for key in keys]
+        refused: dict[Prompt, PrefoptError] = {}
+        samples = _filled(
+            file, known, sampler, dict(zip(keys, prompts, strict=True)), settings, progress,
+            refused if skip_refused else None,
+        )  # fmt: skip
         groups = to_groups(prompts, samples, sampler.name, duplicates)
-        answered = Answered.of(groups, samples, before)
+        answered = Answered.of(groups, samples, before, refused)
         file.finish(groups, asked, answered)
         return answered
+
+
+def samples_in(
+    folder: str | Path,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+) -> list[list[Sample]]:
+    """The samples of prompts, kept in a folder: what was answered before is not asked again.
+
+    A file belongs to one sampler and one way of asking, and is named by a digest of both: a
+    policy that has changed finds nothing there. Of two processes the second waits for the first.
+
+    Args:
+        folder: made if it is not there.
+        sampler, prompts, settings, progress: as for `answer_into`.
+
+    Raises:
+        RunError: the folder cannot be used.
+        ServerError: the server failed for good; what was answered is kept.
+    """
+    asked = {"sampler": dict(sampler.identity()), "settings": settings.to_dict()}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+    path = Path(folder) / f"{digest}.jsonl"
+    file = _File(path, part=path)
+    with file.held(wait=True):
+        wanted = {prompt_key(prompt).hex(): prompt for prompt in prompts}
+        return _filled(file, file.begin(asked), sampler, wanted, settings, progress)
+
+
+def _filled(
+    file: _File,
+    known: dict[str, list[Sample]],
+    sampler: Sampler,
+    wanted: Mapping[str, Prompt],
+    settings: Settings,
+    progress: Progress | None,
+    refused: dict[Prompt, PrefoptError] | None = None,
+) -> list[list[Sample]]:
+    """The samples of all wanted prompts; those that are not known are asked, and kept.
+
+    With `refused`, prompts that alone cannot be answered have none, and it says why.
+    """
+    missing = [key for key in wanted if key not in known]
+    done = len(wanted) - len(missing)
+
+    def count(further: int) -> None:
+        nonlocal done
+        done += further
+        if progress is not None:
+            progress(done + len(refused or ()), len(wanted))
+
+    def keep(position: int, samples: list[Sample]) -> None:
+        file.add(missing[position], samples)
+        known[missing[position]] = samples
+        count(1)
+
+    def leave_out(position: int, error: PrefoptError) -> None:
+        assert refused is not None
+        refused[wanted[missing[position]]] = error
+        count(0)
+
+    count(0)
+    asked = [wanted[key] for key in missing]
+    try:
+        sampler.sample_all(asked, settings, keep, None if refused is None else leave_out)
+    except ServerError as error:
+        error.message += f" ({done} of {len(wanted)} prompts are answered, and kept)"
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; {done} of {len(wanted)} prompts are answered, and kept"
+        ) from None
+    refuse_nothing(refused or {}, len(wanted))
+    return [known.get(key, []) for key in wanted]
+
+
+def refuse_nothing(refused: Mapping[Prompt, PrefoptError], asked: int) -> None:
+    """Raise the first refusal where no prompt could be answered."""
+    for error in refused.values():
+        if len(refused) == asked:
+            error.message += f" (and so with all {asked} prompts)" if asked > 1 else ""
+            raise error
 
 
 def _asked(
@@ -140,9 +227,14 @@ def to_groups(
     source: str,
     duplicates: Duplicates = "keep",
 ) -> list[Group]:
-    """Groups of the completions; how they finished is in `meta`, unless all did by themselves."""
+    """Groups of the completions; how they finished is in `meta`, unless all did by themselves.
+
+    Prompts without any are left out.
+    """
     groups = []
     for prompt, own in zip(prompts, samples, strict=True):
+        if not own:
+            continue
         kept = list(own) if duplicates == "keep" else _distinct(own)
         finishes = [sample.finish for sample in kept]
         groups.append(
@@ -155,6 +247,10 @@ def to_groups(
     return groups
 
 
+def _plain(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+
+
 def _distinct(samples: Sequence[Sample]) -> list[Sample]:
     first: dict[str, Sample] = {}
     for sample in samples:
@@ -162,38 +258,25 @@ def _distinct(samples: Sequence[Sample]) -> list[Sample]:
     return list(first.values())
 
 
-@contextmanager
-def _told(known: Mapping[str, Any], total: int) -> Iterator[None]:
-    """Say of a failure what is kept."""
-    try:
-        yield
-    except ServerError as error:
-        error.message += f" ({len(known)} of {total} prompts are answered, and kept)"
-        raise
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted; {len(known)} of {total} prompts are answered, and kept"
-        ) from None
-
-
 class _File:
     """The file, its manifest, and what is there of it meanwhile."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, part: Path | None = None) -> None:
         self.out = out
         self.manifest = out.with_name(f"{out.name}.manifest")
-        self.part = out.with_name(f".{out.name}.part")
+        self.part = part or out.with_name(f".{out.name}.part")
+        self.goes_on = False  # prompts are left that may be asked again
         self._handle: IO[bytes] | None = None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other processes from writing it."""
+    def held(self, *, wait: bool = False) -> Iterator[None]:
+        """Keep other processes from writing it; refuse to begin, or wait, while one does."""
         with explained(self.out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
             handle = open(self.part, "ab")  # noqa: SIM115 (held until the end)
         with handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise RunError(
                     "another process is writing this file",
@@ -205,7 +288,8 @@ class _File:
                 yield
             finally:
                 with suppress(OSError):
-                    if self.part.stat().st_size == 0 or self.manifest.exists():
+                    whole = self.manifest.exists() and not self.goes_on
+                    if self.part.stat().st_size == 0 or whole:
                         self.part.unlink()
 
     def forget(self) -> None:
@@ -230,11 +314,13 @@ class _File:
             raise self._in_the_way("there is a file that no sampling finished")
         with explained(self.manifest):
             document = json.loads(self.manifest.read_text(encoding="utf-8"))
+        refused, kept = document["result"].get("refusals"), self.part.stat().st_size
+        self.goes_on = bool(refused and kept)
         self._refuse_other(document["asked"], asked)
         if document["file"] != fingerprint_file(self.out):
             raise self._in_the_way("the file was changed since it was sampled")
         result: dict[str, Any] = document["result"]
-        return result
+        return None if self.goes_on else result
 
     def begin(self, asked: Mapping[str, Any]) -> dict[str, list[Sample]]:
         """The samples that are there, by prompt.
@@ -261,6 +347,8 @@ class _File:
 
     def finish(self, groups: Sequence[Group], asked: Mapping[str, Any], answered: Answered) -> None:
         """Write the file, then the manifest."""
+        self.goes_on = bool(answered.refusals)
+        self.manifest.unlink(missing_ok=True)  # of the time before refused ones were asked
         write_groups(self.out, groups)
         result = {name: getattr(answered, name) for name in Answered.__dataclass_fields__}
         document = {

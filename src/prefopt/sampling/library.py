@@ -5,8 +5,9 @@ Shapes: R rows padded on the left, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def generate(
-    policy: Policy, prompts: Sequence[Ids], rows: Sequence[Row], rules: Rules, batch_size: int
+    policy: Policy, prompts: Sequence[Ids], rows: Iterable[Row], rules: Rules, batch_size: int
 ) -> Iterator[Row]:
     """Draw rows, a batch after the other; like `continuous.generate`, without log π."""
+    waiting = iter(rows)
     with _own_settings(policy, rules.max_new_tokens):
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        while batch := list(islice(waiting, batch_size)):
             new = _generate(policy, [prompts[row.prompt] for row in batch], batch, rules)
             for row, tokens in zip(batch, new.tolist(), strict=True):
                 for token in tokens:

@@ -77,8 +77,10 @@ class Persistence:
         end = patience.deadline
         self._end = None if end is None else time.monotonic() + end
 
-    async def __call__(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
-        """The result of an attempt that succeeds.
+    async def __call__(
+        self, attempt: Callable[[], Awaitable[T]], what: str, *, again: bool = True
+    ) -> T:
+        """The result of an attempt that succeeds; of the only one, where it is not made again.
 
         Raises:
             RequestError: it was refused.
@@ -98,7 +100,7 @@ class Persistence:
                         raise
                     raise refusal(error, url=self.url, what=what, secret=self.secret) from error
                 pause = self._pause(error, number)
-                if (why := self._no_more(number, pause)) is not None:
+                if (why := self._no_more(number, pause, again=again)) is not None:
                     raise gave_up(
                         error, url=self.url, attempts=number, why=why, secret=self.secret
                     ) from error
@@ -114,6 +116,10 @@ class Persistence:
     def stop(self) -> None:
         """Something failed for good: what fails from now on is not tried again."""
         self._stopped.set()
+
+    def stopped(self) -> bool:
+        """Whether something has."""
+        return self._stopped.is_set()
 
     async def _sleep(self, seconds: float) -> bool:
         """Wait that long, or until all is stopped; returns whether it is."""
@@ -131,11 +137,11 @@ class Persistence:
     def _left(self) -> float:
         return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
 
-    def _no_more(self, number: int, pause: float) -> str | None:
+    def _no_more(self, number: int, pause: float, *, again: bool) -> str | None:
         """Why there is no further attempt, if there is none."""
         if self._stopped.is_set():
             return _STOPPED
-        if number > self.patience.retries:
+        if not again or number > self.patience.retries:
             return "the server keeps failing"
         if pause >= self._left():
             return f"the time of {self.patience.deadline:g} s is over"

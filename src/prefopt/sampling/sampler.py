@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from prefopt.errors import RecipeError
+from prefopt.errors import PrefoptError, RecipeError
 from prefopt.records import Message, Prompt, prompt_key
+from prefopt.sampling.failures import RefusedPrompt
 from prefopt.sampling.retrying import Patience
 from prefopt.sampling.server import Request, Server
 from prefopt.sampling.settings import Settings
@@ -43,6 +45,8 @@ class Sample:
 
 #: called with (position of a prompt, its samples) as soon as it has all
 OnDone = Callable[[int, list[Sample]], None]
+#: called with (position of a prompt, why it alone cannot be answered)
+OnRefused = Callable[[int, PrefoptError], None]
 
 
 @runtime_checkable
@@ -59,9 +63,17 @@ class Sampler(Protocol):
         ...
 
     def sample_all(
-        self, prompts: Sequence[Prompt], settings: Settings, on_done: OnDone | None = None
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings,
+        on_done: OnDone | None = None,
+        on_refused: OnRefused | None = None,
     ) -> list[list[Sample]]:
-        """`settings.n` samples of each prompt, in order; a prompt given twice gets other ones."""
+        """`settings.n` samples of each prompt, in order; a prompt given twice gets other ones.
+
+        A prompt that alone cannot be answered (too long, mostly) has none, and `on_refused` is
+        told why; without it, it ends everything.
+        """
         ...
 
 
@@ -90,14 +102,24 @@ class LocalSampler:
         }
 
     def sample_all(
-        self, prompts: Sequence[Prompt], settings: Settings, on_done: OnDone | None = None
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings,
+        on_done: OnDone | None = None,
+        on_refused: OnRefused | None = None,
     ) -> list[list[Sample]]:
         """Samples that do not depend on the batch or on each other.
 
         Raises:
             DataError: a prompt has no tokens, or leaves no room for an answer.
         """
-        from prefopt.sampling.generate import Drawn, draw, text_of
+        from prefopt.sampling.generate import Drawn, draw, text_of, unfit
+
+        refused = unfit(self.policy, prompts, settings.max_new_tokens) if on_refused else {}
+        for position, error in refused.items():
+            assert on_refused is not None
+            on_refused(position, error)
+        places = [place for place in range(len(prompts)) if place not in refused]
 
         def sample(drawn: Drawn) -> Sample:
             ended = int(drawn.ids[-1]) in self.policy.end_of_turn
@@ -106,10 +128,14 @@ class LocalSampler:
 
         def hand_over(position: int, drawn: list[Drawn]) -> None:
             if on_done is not None:
-                on_done(position, [sample(item) for item in drawn])
+                on_done(places[position], [sample(item) for item in drawn])
 
-        drawn = draw(self.policy, prompts, settings, batch_size=self.batch_size, on_done=hand_over)
-        return [[sample(item) for item in own] for own in drawn]
+        samples: list[list[Sample]] = [[] for _ in prompts]
+        fit = [prompts[place] for place in places]
+        drawn = draw(self.policy, fit, settings, batch_size=self.batch_size, on_done=hand_over)
+        for place, own in zip(places, drawn, strict=True):
+            samples[place] = [sample(item) for item in own]
+        return samples
 
 
 class ServerSampler:
@@ -137,9 +163,13 @@ class ServerSampler:
         return {"kind": "server", **self.server.identity(), "as_chat": self.as_chat}
 
     def sample_all(
-        self, prompts: Sequence[Prompt], settings: Settings, on_done: OnDone | None = None
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings,
+        on_done: OnDone | None = None,
+        on_refused: OnRefused | None = None,
     ) -> list[list[Sample]]:
-        """Samples as they come; those that came are handed over before an error is raised.
+        """Samples as they come; those that came were handed over before an error is raised.
 
         Raises:
             ServerError: the server refuses, or keeps failing.
@@ -151,16 +181,18 @@ class ServerSampler:
             requests.append(self._request(prompt, settings, seed_of(settings.seed, key, seen[key])))
             seen[key] += settings.n
         samples: list[list[Sample]] = [[] for _ in prompts]
-        coming = self.server.replies(requests)
-        try:
-            for position, reply in coming:
+        ask = self.server.outcomes if on_refused else self.server.replies
+        with closing(ask(requests)) as coming:
+            for position, outcome in coming:
+                if isinstance(outcome, RefusedPrompt):
+                    assert on_refused is not None
+                    on_refused(position, outcome)
+                    continue
                 samples[position] = [
-                    Sample(answer.text, answer.finish, answer.logp) for answer in reply.answers
+                    Sample(answer.text, answer.finish, answer.logp) for answer in outcome.answers
                 ]
                 if on_done is not None:
                     on_done(position, samples[position])
-        finally:
-            coming.close()
         return samples
 
     def _request(self, prompt: Prompt, settings: Settings, seed: int) -> Request:

@@ -17,10 +17,19 @@ from urllib.parse import urlsplit, urlunsplit
 
 from prefopt.errors import MissingExtraError, RecipeError
 from prefopt.sampling.at_once import at_once
-from prefopt.sampling.failures import RequestError, UnreadableReply, status_of
+from prefopt.sampling.blame import Blame
+from prefopt.sampling.failures import (
+    RefusedPrompt,
+    RequestError,
+    ServerError,
+    UnreadableReply,
+    for_one_prompt,
+    status_of,
+)
 from prefopt.sampling.retrying import Patience, Persistence
 from prefopt.sampling.wire import (
     EXTRAS,
+    ONE_BY_ONE,
     OWNERS,
     Answer,
     Kind,
@@ -36,8 +45,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Patience", "Reply", "Request", "Server", "Token"]
 
-#: what is kept of a served model's entry; the rest changes from one request to the next
-_LASTING = ("id", "owned_by", "root", "parent", "max_model_len", "meta")
+#: what is kept of a served model's entry; the rest changes from one request to the next, or from
+#: one start of the server to the next, as the length of its context does
+_LASTING = ("id", "owned_by", "root", "parent", "meta")
+_PASSING = ("n_ctx",)  # of meta
 _OPENAI = "api.openai.com"
 
 
@@ -159,47 +170,81 @@ class Server:
 
     def replies(self, requests: Sequence[Request]) -> Generator[tuple[int, Reply], None, None]:
         """(position, reply) of each request, as they come; otherwise like `chat_all`."""
+        with closing(self._each(requests, tolerant=False)) as coming:
+            for position, outcome in coming:
+                assert isinstance(outcome, Reply)
+                yield position, outcome
+
+    def outcomes(
+        self, requests: Sequence[Request]
+    ) -> Generator[tuple[int, Reply | RefusedPrompt], None, None]:
+        """The same, but a prompt that alone is refused does not end it: see `RefusedPrompt`.
+
+        Whether it is alone is found out by asking (`blame`). What concerns every request (a
+        wrong name or key, an unknown setting) is raised as ever.
+        """
+        return self._each(requests, tolerant=True)
+
+    def _each(
+        self, requests: Sequence[Request], *, tolerant: bool
+    ) -> Generator[tuple[int, Reply | RefusedPrompt], None, None]:
         if not requests:
             return
         self._look()
         keeping = self._persistence()
-        for position, reply in at_once(
-            self._asker(keeping),
+        for position, outcome in at_once(
+            self._asker(keeping, tolerant=tolerant),
             requests,
             concurrency=self.concurrency,
             drain=self.patience.drain,
             on_failure=keeping.stop,
         ):
-            self.asked += 1
-            self.prompt_tokens += reply.prompt_tokens
-            self.completion_tokens += reply.completion_tokens
-            if reply.fingerprint:
-                self.fingerprints.add(reply.fingerprint)
-            yield position, reply
+            if isinstance(outcome, Reply):
+                self._note(outcome)
+            yield position, outcome
+
+    def _note(self, reply: Reply) -> None:
+        self.asked += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
+        if reply.fingerprint:
+            self.fingerprints.add(reply.fingerprint)
 
     @asynccontextmanager
     async def _asker(
-        self, keeping: Persistence
-    ) -> AsyncIterator[Callable[[Request], Awaitable[Reply]]]:
+        self, keeping: Persistence, *, tolerant: bool
+    ) -> AsyncIterator[Callable[[Request], Awaitable[Reply | RefusedPrompt]]]:
         async with self._client() as client:
 
-            async def ask(request: Request) -> Reply:
-                return await self._whole(client, keeping, request)
+            async def once(request: Request, again: bool = True) -> Reply:
+                return await self._once(client, keeping, request, again=again)
+
+            blame = Blame(once, keeping.stopped)
+
+            async def ask(request: Request) -> Reply | RefusedPrompt:
+                try:
+                    reply = await self._whole(once, request)
+                except ServerError as error:
+                    if tolerant and await blame.is_of_the_prompt(request, error):
+                        return for_one_prompt(error)
+                    raise
+                blame.answered(request)
+                return reply
 
             yield ask
 
-    async def _whole(self, client: AsyncOpenAI, keeping: Persistence, request: Request) -> Reply:
+    async def _whole(self, once: Callable[[Request], Awaitable[Reply]], request: Request) -> Reply:
         """n answers, in one request or, of a server that gives one at a time, in several."""
         if request.n > 1 and self._one_by_one:
-            first = await self._once(client, keeping, replace(request, n=1))
+            first = await once(replace(request, n=1))
         else:
             try:
-                first = await self._once(client, keeping, request)
+                first = await once(request)
             except RequestError as error:
                 if request.n == 1 or status_of(error.__cause__ or error) not in (400, 422):
                     raise
                 # llama.cpp used to refuse n > 1; if n is not why, the next refusal says so.
-                first = await self._once(client, keeping, replace(request, n=1))
+                first = await once(replace(request, n=1))
                 self._one_by_one = True
         whole = first
         while (have := len(whole.answers)) < request.n:
@@ -207,18 +252,20 @@ class Server:
             self._one_by_one = self._one_by_one or have == 1
             seed = None if request.seed is None else request.seed + have
             rest = 1 if self._one_by_one else request.n - have
-            further = await self._once(client, keeping, replace(request, n=rest, seed=seed))
+            further = await once(replace(request, n=rest, seed=seed))
             whole = _joined(whole, further)
         return replace(whole, answers=whole.answers[: request.n])
 
-    async def _once(self, client: AsyncOpenAI, keeping: Persistence, request: Request) -> Reply:
+    async def _once(
+        self, client: AsyncOpenAI, keeping: Persistence, request: Request, *, again: bool
+    ) -> Reply:
         body = body_of(request, self.model, self.kind)
         path = "/completions" if isinstance(request.prompt, str) else "/chat/completions"
 
         async def attempt() -> Reply:
             return reply_of(await client.post(path, body=body, cast_to=object))
 
-        return await keeping(attempt, self.model)
+        return await keeping(attempt, self.model, again=again)
 
     # -- the first look --------------------------------------------------------------------
 
@@ -239,11 +286,12 @@ class Server:
             (self._model,) = known
         found = next((entry for entry in entries if entry.get("id") == self._model), None)
         if found is not None:
-            self._entry = {name: found[name] for name in _LASTING if found.get(name) is not None}
+            self._entry = _lasting(found)
         if self._kind is None:
             owner = str((found or {}).get("owned_by"))
             at_openai = urlsplit(self.url).hostname == _OPENAI
             self._kind = "openai" if at_openai else OWNERS.get(owner, "other")
+        self._one_by_one = self._kind in ONE_BY_ONE
         self._looked = True
 
     def _entries(self) -> list[Mapping[str, Any]]:
@@ -292,6 +340,14 @@ class Server:
             max_retries=0,
             timeout=self.patience.timeout,
         )
+
+
+def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a served model's entry what says which model it is."""
+    kept = {name: entry[name] for name in _LASTING if entry.get(name) is not None}
+    if isinstance(meta := kept.get("meta"), Mapping):
+        kept["meta"] = {name: value for name, value in meta.items() if name not in _PASSING}
+    return kept
 
 
 def _joined(first: Reply, further: Reply) -> Reply:

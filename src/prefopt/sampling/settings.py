@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefopt.errors import RecipeError
+
+#: smallest temperature that is not 0: logits divided by less are no numbers any more
+_WARM = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,7 @@ class Settings:
     Attributes:
         n: completions a prompt.
         max_new_tokens: a completion that has not ended by then is cut.
-        temperature: divides the logits; 0 takes the most probable token.
+        temperature: divides the logits, from 0.001 on; 0 takes the most probable token.
         top_p: keep the most probable tokens that hold this much probability; 1 keeps all.
         top_k: keep this many tokens; 0 keeps all.
         seed: another seed, other samples.
@@ -34,10 +38,11 @@ class Settings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        warm = _WARM <= self.temperature < math.inf
         limits = (
             ("n", self.n >= 1, "at least 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0.0 <= self.temperature < float("inf"), "0 or more"),
+            ("temperature", self.temperature == 0.0 or warm, f"0, or {_WARM} or more"),
             ("top_p", 0.0 < self.top_p <= 1.0, "more than 0 and at most 1"),
             ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
             ("stop", all(self.stop), "texts of one character or more"),

@@ -1,8 +1,9 @@
 """What goes over the wire: requests as the bodies that servers take, and answers as they give them.
 
 OpenAI's protocol has no word for the policy's own distribution: vLLM fills what is left out from
-the model's `generation_config.json`, llama.cpp from its own defaults (top_k 40, min_p 0.05). So
-each kind of server is told what would otherwise be its own choice, where it takes it.
+the model's `generation_config.json`, llama.cpp from its own defaults (top_k 40, min_p 0.05; under
+Python a repeat_penalty of 1.1 as well). So each kind of server is told what would otherwise be its
+own choice, where it takes it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefopt.records import Prompt
-from prefopt.sampling.failures import UnreadableReply
+from prefopt.sampling.failures import SaidInstead, UnreadableReply
 
 Finish = Literal["end", "length", "stop", "filtered"]
 Kind = Literal["auto", "openai", "vllm", "sglang", "llama.cpp", "transformers", "other"]
@@ -110,17 +111,14 @@ def _nothing(request: Request) -> dict[str, Any]:
     return {"top_k": request.top_k} if request.top_k else {}
 
 
-def _all_of_it(request: Request) -> dict[str, Any]:
-    # All three read −1 as "all tokens".
-    return {"top_k": request.top_k or -1, "min_p": 0.0}
-
-
 def _vllm(request: Request) -> dict[str, Any]:
-    return {**_all_of_it(request), "repetition_penalty": 1.0}
+    """vLLM and SGLang read −1 as all tokens."""
+    return {"top_k": request.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def _llama_cpp(request: Request) -> dict[str, Any]:
-    return {**_all_of_it(request), "repeat_penalty": 1.0}
+    """llama.cpp reads 0 as all tokens; its server in Python refuses −1."""
+    return {"top_k": request.top_k, "min_p": 0.0, "repeat_penalty": 1.0}
 
 
 def _transformers(request: Request) -> dict[str, Any]:
@@ -142,8 +140,10 @@ EXTRAS: Mapping[str, Callable[[Request], dict[str, Any]]] = {
     "llama.cpp": _llama_cpp,
     "transformers": _transformers,
 }
-#: `owned_by` of a served model -> kind of server
-OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
+#: `owned_by` of a served model -> kind of server; llama.cpp's server in Python says "me"
+OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp", "me": "llama.cpp"}
+#: kinds whose n answers may be one and the same: a seed that is given serves SGLang for all of them
+ONE_BY_ONE = {"sglang"}
 
 
 def body_of(request: Request, model: str, kind: str) -> dict[str, Any]:
@@ -179,8 +179,12 @@ def reply_of(document: Any) -> Reply:
     """A reply from the JSON of either endpoint.
 
     Raises:
-        UnreadableReply: it is none.
+        SaidInstead: it is an error.
+        UnreadableReply: it is no reply.
     """
+    if isinstance(document, Mapping) and "choices" not in document:
+        if document.get("error") or document.get("object") == "error":
+            raise SaidInstead(document.get("error") or document)
     try:
         usage = document.get("usage") or {}
         answers = tuple(_answer(choice) for choice in document["choices"])
@@ -205,8 +209,14 @@ def _answer(choice: Mapping[str, Any]) -> Answer:
     return Answer(text, _finish(choice), _tokens(choice.get("logprobs")))
 
 
+#: what vLLM and SGLang say of an answer that they gave up half-way, to sleep or to shut down
+_BROKEN = ("abort", "error")
+
+
 def _finish(choice: Mapping[str, Any]) -> Finish:
     reason = choice.get("finish_reason")
+    if reason in _BROKEN:
+        raise UnreadableReply(f"an answer that the server broke off ({reason})")
     if reason in ("length", "max_tokens"):
         return "length"
     if reason == "content_filter":
