@@ -20,7 +20,7 @@ from prefopt.judges.language import LanguageJudge
 from prefopt.judges.principled import ByPrinciples, principle_counts
 from prefopt.judges.revisers import Draft, Revised, RuleReviser, SpokenReviser, make_reviser
 from prefopt.judges.revising import Journal, Step, Trail, pairs_of, revise, tallies
-from prefopt.judges.speaking import Ask
+from prefopt.judges.speaking import Ask, Said
 from prefopt.judges.table import make_judge
 from prefopt.records import Comparison, Completion, Group, Message
 
@@ -217,7 +217,7 @@ def test_the_journal_knows_whose_texts_it_has(tmp_path: Path) -> None:
 class Scripted:
     """A speaker that answers by a function, and remembers what it was asked."""
 
-    def __init__(self, reply: Callable[[str], str | None]) -> None:
+    def __init__(self, reply: Callable[[str], str | Said]) -> None:
         self.name = "scripted"
         self.reply = reply
         self.asked: list[Ask] = []
@@ -225,10 +225,11 @@ class Scripted:
     def identity(self) -> Mapping[str, Any]:
         return {"kind": "scripted"}
 
-    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
         for place, ask in reversed(list(enumerate(asks))):  # in any order
             self.asked.append(ask)
-            yield place, self.reply(ask.text)
+            reply = self.reply(ask.text)
+            yield place, reply if isinstance(reply, Said) else Said(reply)
 
     def weigh(self, texts: Sequence[str], answers: Sequence[str]) -> Iterator[Any]:
         raise NotImplementedError
@@ -244,21 +245,24 @@ def test_a_model_is_asked_for_a_critique_and_shown_it(rules: Path) -> None:
     rules.write_text(yaml.safe_dump({**document, "examples": [example]}))
     found = read_constitution(rules)
 
-    def reply(text: str) -> str | None:
+    def reply(text: str) -> str | Said:
         if "criticised" not in text:
-            return None if "too long" in text else "  The wine is a fault.  "
-        return "" if "mute" in text else "tea"
+            refused = Said(None, failure="refused", words="400: 9 tokens")
+            return refused if "too long" in text else "  The wine is a fault.  "
+        cut = Said("tea, or", cut=True)
+        return "" if "mute" in text else cut if "endless" in text else "<think>wine?</think>tea"
 
     speaker = Scripted(reply)
     reviser = SpokenReviser(speaker, found, temperature=0.5)
-    said = reviser.revise(drafts(found, " red wine", "too long", "mute"))
+    said = reviser.revise(drafts(found, " red wine", "too long", "mute", "endless"))
     assert said == [
         Revised(" tea", "The wine is a fault."),  # the space that the answer began with
-        Revised(None, None),
-        Revised(None, "The wine is a fault."),
+        Revised(None, None, "refused", "400: 9 tokens"),
+        Revised(None, "The wine is a fault.", "empty"),
+        Revised(None, "The wine is a fault.", "cut"),  # half an answer is not to be preferred
     ]
-    critiques, revisions = speaker.asked[:3], speaker.asked[3:]
-    assert len(revisions) == 2  # without a critique nothing is revised
+    critiques, revisions = speaker.asked[:4], speaker.asked[4:]
+    assert len(revisions) == 3  # without a critique nothing is revised
     assert all(ask.seed == 7 and ask.temperature == 0.5 for ask in speaker.asked)
     for ask in critiques:
         assert "Point out every mention of wine." in ask.text and "EXC" in ask.text
@@ -287,10 +291,14 @@ def test_templates_are_files_to_edit(rules: Path, tmp_path: Path) -> None:
     assert caught.value.file == str(tmp_path / "own.yaml") and caught.value.row == 2
 
 
-@pytest.mark.parametrize("spec", ["lm", "someone:else", "python:", "http://localhost"])
-def test_who_revises_must_be_said(rules: Path, spec: str) -> None:
-    with pytest.raises(RecipeError, match="it is not said who revises"):
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [("lm", "model"), ("someone:else", "kind"), ("python:", "function"), ("http://x", "kind")],
+)
+def test_who_revises_must_be_said(rules: Path, spec: str, field: str) -> None:
+    with pytest.raises(RecipeError) as caught:
         make_reviser(spec, read_constitution(rules))
+    assert caught.value.field == f"speaker.{field}" and caught.value.remedy
 
 
 # -- the command ---------------------------------------------------------------------------
@@ -446,7 +454,7 @@ def test_a_model_reads_each_principle_in_both_orders(
         loaded.append(model)
         return speaker
 
-    monkeypatch.setattr("prefopt.judges.principled.local_speaker", load)
+    monkeypatch.setattr("prefopt.judges.speakers.local_speaker", load)
     judge = make_judge({"kind": "constitution", "file": str(rules), "judge": "lm:runs/judge"})
     verdict = compare(judge, "Q", "red wine", "tea")
     assert loaded == ["runs/judge"]  # once for both principles

@@ -172,7 +172,8 @@ def test_one_order_alone_says_nothing_of_a_bias() -> None:
         def score_all(self, answers: Any, progress: Any = None) -> list[float | None]:
             raise NotImplementedError
 
-    group = Group("p", (Completion("a"), Completion("b"), Completion("b")))
+    edges = (Comparison(0, 1), Comparison(0, 2))
+    group = Group("p", (Completion("a"), Completion("b"), Completion("c")), edges)
     found = judge_groups(Half(), [group])
     assert (found.questions, found.unread, found.judged) == (2, 1, 1)
     assert found.first_share == 0.5

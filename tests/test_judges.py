@@ -96,7 +96,7 @@ def test_a_spec_becomes_a_judge(spec: object, name: str | None, probability: flo
         ({"kind": "debate", "judge": "longest", "debaters": [{"kind": "python",
           "function": "operator:eq", "temperature": 1.0}]}, "no effect for kind python"),
         ({"kind": "recursive", "judge": "longst", "critic": "python:operator:eq"}, "judge.kind"),
-        ({"kind": "selfreward"}, "either a folder or behind a server"),
+        ({"kind": "selfreward"}, "give model: FOLDER, or url: URL"),
         (3, "text or a mapping"),
         ("nope.yaml", "no such file"),
     ],

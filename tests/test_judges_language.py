@@ -21,7 +21,7 @@ from prefopt.judges.selfreward import (
     reasons_to_stop,
     watch,
 )
-from prefopt.judges.speaking import Ask, LocalSpeaker, served_speaker
+from prefopt.judges.speaking import Ask, LocalSpeaker, Said, served_speaker
 from prefopt.judges.table import make_judge
 from prefopt.judges.templates import mark_of
 from prefopt.records import Comparison, Completion, Group, Message
@@ -36,20 +36,21 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, reply: Callable[[Ask], str | None]) -> None:
+    def __init__(self, reply: Callable[[Ask], str | Said]) -> None:
         self.reply, self.asks = reply, list[Ask]()
 
     def identity(self) -> dict[str, Any]:
         return {"model": "scripted"}
 
-    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
         self.asks += asks
         for place in reversed(range(len(asks))):  # as they come, and not in order
-            yield place, self.reply(asks[place])
+            reply = self.reply(asks[place])
+            yield place, reply if isinstance(reply, Said) else Said(reply)
 
     def weigh(
         self, texts: Sequence[str], answers: Sequence[str]
-    ) -> Iterator[tuple[int, list[float] | None]]:
+    ) -> Iterator[tuple[int, list[float] | Said]]:
         for place, text in enumerate(texts):
             logps = {"A": -0.5, "B": -1.5} if shown_first(text) == "red" else {"A": -3.0, "B": -2.0}
             yield place, [logps.get(answer, -math.inf) for answer in answers]
@@ -59,7 +60,7 @@ def shown_first(text: str) -> str:
     return "red" if text.index("It is red.") < text.index("It is blue.") else "blue"
 
 
-def judge_of(reply: Callable[[Ask], str | None], **settings: Any) -> LanguageJudge:
+def judge_of(reply: Callable[[Ask], str | Said], **settings: Any) -> LanguageJudge:
     return LanguageJudge(Scripted(reply), load_rubric("both"), **settings)  # type: ignore[arg-type]
 
 
@@ -138,9 +139,11 @@ def test_a_verdict_of_one_order_alone_is_none() -> None:
 @pytest.mark.parametrize(
     ("reply", "kind", "count"),
     [("", "empty", 4), ("Hard to say!", "unreadable", 4), ("[[A]][[B]]", "contradictory", 4),
-     (None, "too_long", 2)],
+     (Said("It is", cut=True), "cut", 4), (Said("<think>[[A]]", cut=True), "cut", 4),
+     (Said(None, failure="too_long"), "too_long", 2),
+     (Said(None, failure="refused"), "refused", 2)],
 )  # fmt: skip
-def test_every_failure_has_a_kind(reply: str | None, kind: str, count: int) -> None:
+def test_every_failure_has_a_kind(reply: str | Said, kind: str, count: int) -> None:
     judge = judge_of(lambda ask: reply)
     assert compare(judge, *_parts(Q)).probability is None
     assert judge.failures == {kind: count}
@@ -433,6 +436,7 @@ def test_a_policy_says_the_same_here_and_behind_a_server(save_policy: Any) -> No
     asks = [Ask(rubric.comparison(question, letters=False)) for question in questions]
     here = dict(LocalSpeaker(policy, batch_size=2).say(asks, max_new_tokens=5))
     assert len({*here.values()}) > 1
+    assert all(said.cut for said in here.values())  # five tokens, and no end
     http = serve(policy)
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()

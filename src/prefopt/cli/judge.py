@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts.validators import Number
 
 from prefopt.cli.options import Device, OnError, check_target, described
-from prefopt.cli.outcome import Outcome, counting, counts, percent, table
+from prefopt.cli.outcome import Outcome, UsageError, counting, counts, percent, table
 
 if TYPE_CHECKING:
     from prefopt.judges.judging import Judged
@@ -80,20 +80,21 @@ def judge(
     """Let a judge compare or score the completions of a file.
 
     A judge that sees which answer comes first is asked in both orders: the probability is the
-    mean, and a verdict that flips with the order is a tie and an inconsistency. Each verdict is
-    kept as it comes: after an interruption the same command asks only what is left.
+    mean of both, and a verdict that flips with the order is counted as inconsistent. Each verdict
+    is kept as it comes: after an interruption the same command asks only what is left.
 
     `prefopt judge samples.jsonl --judge server:http://localhost:8000/v1 --out judged.jsonl`
 
     `prefopt judge samples.jsonl --judge longest --what score --out scored.jsonl`
 
     With `--json`: `judge`, `what`, `groups`, `questions`, `judged`, `asked`, `known`, `not_asked`,
-    `unread`, `failures` (unreadable replies by kind), `skipped`, `cache`, `out`; of comparisons
-    `ties`, `inconsistent`, `inconsistent_share`, `first_share` (share of verdicts for the answer
-    shown first), `claimed_verdicts` (completions that claim a verdict for themselves). While
-    people have not answered: `waiting`, `task`, `judged`, `questions`, `command`, `cache`.
+    `unread`, `failures` (unreadable replies by kind), `claimed_verdicts` (completions that claim
+    one for themselves), `refusal` (why a question got no reply, in the server's words), `skipped`,
+    `cache`, `out`; of comparisons `ties`, `inconsistent`, `inconsistent_share`, `first_share` (of
+    verdicts for the answer shown first), `letters` (by log-probabilities: how probable A or B were
+    at all), `principles`. While people have not answered: `waiting`, `task`, `judged`,
+    `questions`, `command`, `cache`.
     """
-    from prefopt.cli.outcome import UsageError
     from prefopt.data.formats import read_groups, write_groups
     from prefopt.judges.judging import judge_groups
     from prefopt.judges.kept import Kept
@@ -101,13 +102,7 @@ def judge(
     from prefopt.judges.table import make_judge
 
     check_target(out, *_ENDINGS, read=files)
-    if what == "score" and pairs != "auto":
-        raise UsageError(
-            "--pairs has no effect: scores are of single completions",
-            field="--pairs",
-            value=pairs,
-            remedy="leave it out, or use --what compare",
-        )
+    _check_pairs(what, pairs)
     groups = read_groups(list(files), format=format, on_error=on_error)
     folder = cache or str(_beside(out))
     asked = Kept(make_judge(judge, device=device), folder, budget=budget)
@@ -120,8 +115,19 @@ def judge(
         return _waiting(waiting, folder)
     write_groups(out, found.groups)
     skipped = dict(groups.skipped)
-    result = {**found.to_dict(), "skipped": skipped, "cache": folder, "out": out}
-    return Outcome(result, _shown(found, skipped, folder, out))
+    places = {"skipped": skipped, "cache": folder, "out": out}
+    return Outcome({**found.to_dict(), **places}, _shown(found, skipped, folder, out))
+
+
+def _check_pairs(what: str, pairs: str) -> None:
+    """Refuse pairs where nothing is compared."""
+    if what == "score" and pairs != "auto":
+        raise UsageError(
+            "--pairs has no effect: scores are of single completions",
+            field="--pairs",
+            value=pairs,
+            remedy="leave it out, or use --what compare",
+        )
 
 
 def _beside(out: str) -> Path:
@@ -149,6 +155,8 @@ def _shown(found: Judged, skipped: dict[str, int], folder: str, out: str) -> lis
         "not read": f"{found.unread:,}",
         "replies not read": counts(found.failures),
     }
+    if found.refusal:
+        rows["refused with"] = found.refusal
     if found.not_asked:
         rows["not asked"] = f"{found.not_asked:,}, beyond the budget"
     if found.what == "compare":
@@ -161,7 +169,10 @@ def _shown(found: Judged, skipped: dict[str, int], folder: str, out: str) -> lis
         )
         if found.first_share is not None:
             rows["for the one shown first"] = f"{percent(found.first_share)} (50 % is fair)"
-        if found.claimed:
-            rows["claim a verdict"] = f"{found.claimed:,} completions; nothing was left out for it"
+        if found.letters is not None:
+            rows["probability of A or B"] = f"{percent(found.letters)} on average"
+        rows |= {f"by {name}": counts(said) for name, said in found.principles.items()}
+    if found.claimed:
+        rows["claim a verdict"] = f"{found.claimed:,} completions; nothing was left out for it"
     rows |= {"left out": counts(skipped), "kept in": folder, "written": out}
     return [f"{found.judge} judged {found.judged:,} of {found.questions:,} {noun}.", table(rows)]

@@ -13,7 +13,7 @@ from prefopt.cli.outcome import Outcome, UsageError, counting, counts, table
 
 if TYPE_CHECKING:
     from prefopt.judges.judge import Judge
-    from prefopt.judges.revising import Tally
+    from prefopt.judges.revising import Tally, Trail
     from prefopt.records import Group, Prompt
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -29,8 +29,9 @@ Files = Annotated[
 WhichSpeaker = Annotated[
     str,
     described(
-        "Who criticises and revises: lm:FOLDER, server:URL, or python:module:function of (prompt, "
-        "completion, principle), which returns the new text or (critique, text).",
+        "Who criticises and revises: lm:FOLDER, server:URL, python:module:function of (prompt, "
+        "completion, principle), which returns the new text or (critique, text), or a YAML file "
+        "with kind and settings (model, url, key, timeout, concurrency).",
         metavar="SPEC",
     ),
 ]
@@ -88,7 +89,8 @@ def revise(
     `prefopt revise samples.jsonl --constitution rules.yaml --speaker lm:runs/sft --out pairs.jsonl`
 
     With `--json`: `answers` (distinct ones), `pairs`, `unchanged`, `failed` (rounds in which
-    nothing was written), `principles` (by name: `asked`, `changed`, `failed`, and with a judge
+    nothing was written), `failures` (of them by kind), `refusal` (in the words of a server that
+    refused one), `principles` (by name: `asked`, `changed`, `failed`, and with a judge
     `better`, `worse`, `tied`, `unreadable`), `skipped`, `journal`, `out`.
     """
     from prefopt.data.formats import read_groups, write_groups
@@ -114,7 +116,7 @@ def revise(
     pairs = pairs_of(trails, reviser=who.name, sources=lambda *answer: sources[answer])
     write_groups(out, pairs)
     kept = {"skipped": dict(groups.skipped), "journal": str(journal), "out": out}
-    return _outcome(len(trails), len(pairs), found, kept)
+    return _outcome(trails, len(pairs), found, kept)
 
 
 def _beside(out: str, what: str) -> Path:
@@ -153,16 +155,25 @@ def _answers(groups: Iterable[Group], files: Sequence[str]) -> dict[tuple[Prompt
     return answers
 
 
-def _outcome(answers: int, pairs: int, found: dict[str, Tally], kept: dict[str, Any]) -> Outcome:
-    failed = sum(tally.failed for tally in found.values())
+def _outcome(
+    trails: Sequence[Trail], pairs: int, found: dict[str, Tally], kept: dict[str, Any]
+) -> Outcome:
+    from prefopt.judges.revising import failures_of
+
+    answers = len(trails)
+    failures, refusal = failures_of(trails)
     principles = {name: tally.to_dict() for name, tally in found.items()}
     result = {
-        "answers": answers, "pairs": pairs, "unchanged": answers - pairs, "failed": failed,
+        "answers": answers, "pairs": pairs, "unchanged": answers - pairs,
+        "failed": failures.total(), "failures": dict(failures), "refusal": refusal,
         "principles": principles, **kept,
     }  # fmt: skip
     rows: dict[str, Any] = {
         "unchanged": f"{answers - pairs:,}, which make no pair",
-        "nothing written": f"{failed:,} rounds",
+        "nothing written": f"{failures.total():,} rounds ({counts(failures)})"
+        if failures
+        else "0 rounds",
+        **({"refused with": refusal} if refusal else {}),
         "left out": counts(kept["skipped"]),
         "kept in": kept["journal"],
         "written": kept["out"],

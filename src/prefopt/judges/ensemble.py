@@ -68,6 +68,9 @@ class Ensemble:
     ) -> list[float | None]:
         """The (weighted) mean of the members' scores, whose scales should be alike.
 
+        None where a member that counts gives none: on another scale, the mean of the others would
+        be no better or worse, only different.
+
         Raises:
             RecipeError: the rule is `majority`, or a member gives no scores.
         """
@@ -77,7 +80,11 @@ class Ensemble:
             judge.score_all(answers, _part(progress, number, len(self._judges)))
             for number, judge in enumerate(self._judges)
         ]
-        return [self._mean(list(scores)) for scores in zip(*said, strict=True)]
+        return [self._score(scores) for scores in zip(*said, strict=True)]
+
+    def _score(self, scores: Sequence[float | None]) -> float | None:
+        counted = [x for x, weight in zip(scores, self._weights, strict=True) if weight]
+        return None if None in counted else self._mean(scores)
 
     def _joined(self, verdicts: Sequence[Verdict]) -> Verdict:
         probability = self._probability([verdict.probability for verdict in verdicts])
@@ -89,6 +96,7 @@ class Ensemble:
                     "probability": verdict.probability,
                     "order_consistent": verdict.order_consistent,
                     "rationale": verdict.rationale,
+                    "transcript": dict(verdict.transcript),
                 }
                 for judge, verdict in zip(self._judges, verdicts, strict=True)
             ]

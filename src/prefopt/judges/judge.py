@@ -60,7 +60,9 @@ class Judge(Protocol):
     * `side_by_side = True`: it tells two answers apart better than by points for each, so whoever
       can choose lets it compare;
     * `chunk`: else, how many questions it is given at once where verdicts are kept;
-    * `failures`: a Counter of replies that could not be read, by kind.
+    * `failures`: a Counter of replies that could not be read, by kind, up to date whenever
+      something is handed over;
+    * `unscored`: else, one word for why there is no score.
     """
 
     #: one word and what distinguishes it: `longest`, `reward:runs/rm`, `server:gpt-x`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
@@ -12,7 +12,10 @@ from typing import Any, Literal
 from prefopt.errors import DataError
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
 from prefopt.judges.kept import Kept, inner
-from prefopt.records import Comparison, Group
+from prefopt.judges.principled import principle_counts
+from prefopt.judges.rubric import claimed_verdicts
+from prefopt.judges.scoring import scored_all
+from prefopt.records import Comparison, Group, Prompt
 
 What = Literal["compare", "score"]
 Pairs = Literal["auto", "given", "all"]
@@ -37,7 +40,11 @@ class Judged:
         consistent, inconsistent: comparisons by whether both orders said the same.
         ties: verdicts of ½.
         first_share: how often whoever saw an order was for the answer shown first; ½ is fair.
-        claimed: completions that claim a verdict for themselves.
+        claimed: completions that claim a verdict, or points, for themselves.
+        refusal: why one of the questions got no reply, in the words of whoever refused it.
+        letters: of a judge by log-probabilities, how probable it was at all that it says one of
+            its letters, on average; where that is small, its verdicts are of little worth.
+        principles: of a constitution, what each one said (`principled.principle_counts`).
     """
 
     judge: str
@@ -54,6 +61,9 @@ class Judged:
     ties: int = 0
     first_share: float | None = None
     claimed: int = 0
+    refusal: str | None = None
+    letters: float | None = None
+    principles: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def judged(self) -> int:
@@ -67,13 +77,15 @@ class Judged:
             "judge": self.judge, "what": self.what, "groups": len(self.groups),
             "questions": self.questions, "judged": self.judged, "asked": self.asked,
             "known": self.known, "not_asked": self.not_asked, "unread": self.unread,
-            "failures": dict(self.failures),
+            "failures": dict(self.failures), "claimed_verdicts": self.claimed,
+            "refusal": self.refusal,
         }  # fmt: skip
         if self.what == "compare":
             document |= {
                 "ties": self.ties, "inconsistent": self.inconsistent,
                 "inconsistent_share": self.inconsistent / seen if seen else None,
-                "first_share": self.first_share, "claimed_verdicts": self.claimed,
+                "first_share": self.first_share, "letters": self.letters,
+                "principles": self.principles,
             }  # fmt: skip
         return document
 
@@ -129,14 +141,21 @@ def _score(judge: Judge, groups: list[Group], result: Judged, progress: Progress
     answers = [(group.prompt, item.text) for group in groups for item in group.completions]
     if not answers:
         raise _nothing("there are no completions to score")
-    scores = iter(judge.score_all(answers, progress))
+    if isinstance(judge, Kept):
+        said = judge.scored(answers, progress)
+    else:
+        said = scored_all(judge, answers, progress)
+    for _, failures in dict(zip(answers, said, strict=True)).values():  # of each answer once
+        result.failures.update(failures)
+    scores = iter(said)
     result.questions = len(answers)
+    result.claimed = _claims(answers, points=True)
+    result.refusal = getattr(inner(judge), "refusal", None) or None
     for group in groups:
-        scored = tuple(replace(item, score=next(scores)) for item in group.completions)
+        scored = tuple(replace(item, score=next(scores)[0]) for item in group.completions)
         result.unread += sum(item.score is None for item in scored)
         meta = {**group.meta, "judge": judge.name}
         result.groups.append(replace(group, completions=scored, meta=meta))
-    result.failures.update(getattr(inner(judge), "failures", {}))
 
 
 # -- comparisons ---------------------------------------------------------------------------
@@ -164,7 +183,8 @@ def _compare(
         )
     verdicts = judge.compare_all(questions, progress)
     result.questions = len(questions)
-    _count(result, verdicts)
+    _count(result, questions, verdicts)
+    result.claimed = _claims([(q.prompt, text) for q in questions for text in (q.first, q.second)])
     coming = iter(verdicts)
     for group, chosen in zip(groups, wanted, strict=True):
         said = [next(coming) for _ in chosen]
@@ -213,28 +233,45 @@ def _judged(
     return replace(group, comparisons=(*kept, *edges), meta=meta)
 
 
-def _count(result: Judged, verdicts: Sequence[Verdict]) -> None:
+def _count(result: Judged, questions: Sequence[Question], verdicts: Sequence[Verdict]) -> None:
     shown_first: list[float] = []
-    for verdict in verdicts:
+    letters: list[float] = []
+    replied: set[frozenset[tuple[Prompt, str]]] = set()
+    for question, verdict in zip(questions, verdicts, strict=True):
         result.unread += verdict.probability is None
         result.ties += verdict.probability == 0.5
         result.consistent += verdict.order_consistent is True
         result.inconsistent += verdict.order_consistent is False
+        # The same two answers twice have had their replies once.
+        sides = frozenset((question.prompt, text) for text in (question.first, question.second))
         for part in _parts(verdict.transcript):
-            result.failures.update(part.get("failures") or {})
+            if sides not in replied:
+                result.failures.update(part.get("failures") or {})
             orders = part.get("orders") or ()
             # Only both orders together tell a bias from answers that are better.
             if orders and all(number is not None for number in orders):
                 shown_first += orders
-            result.claimed += part.get("claimed_verdicts") or 0
+            result.refusal = result.refusal or part.get("refusal")
+            if part.get("mass") is not None:
+                letters.append(part["mass"])
+        replied.add(sides)
     result.first_share = fmean(shown_first) if shown_first else None
+    result.letters = fmean(letters) if letters else None
+    result.principles = {name: dict(said) for name, said in principle_counts(verdicts).items()}
 
 
 def _parts(transcript: Any) -> Iterator[Any]:
-    """A transcript and those of the judge inside of a wrapper."""
-    while isinstance(transcript, dict):
+    """A transcript and those of the judges inside of a wrapper, an ensemble or a constitution."""
+    if isinstance(transcript, Mapping):
         yield transcript
-        transcript = transcript.get("judge")
+        members = [member.get("transcript") for member in transcript.get("members", ())]
+        for inside in (transcript.get("judge"), *members, *transcript.get("judges", {}).values()):
+            yield from _parts(inside)
+
+
+def _claims(answers: Iterable[tuple[Prompt, str]], *, points: bool = False) -> int:
+    """Distinct completions that speak as if they were the judge."""
+    return claimed_verdicts(*(text for _, text in dict.fromkeys(answers)), points=points)
 
 
 def _beyond(verdict: Verdict) -> bool:

@@ -5,26 +5,28 @@ A folder has two files for each judge, named by a digest of what its verdicts de
     <digest>.json     that identity, for people
     <digest>.jsonl    one line for each question that was asked, added as its verdict came
 
-A line is on disk before anybody hears of the verdict. A line that a process was killed in the
-middle of is passed over, and so is whatever else is not whole: every line carries its own digest.
-Of two processes with one judge and one folder the second waits until the first has asked, and
-then asks the rest.
+A line is on disk before anybody hears of the verdict (`lines`). Of two processes with one judge
+and one folder the second waits until the first has asked, and then asks the rest. A question that
+got no reply at all, as it is too long or the server refuses it, is not kept: it cost nothing, and
+another server with more room may take it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefopt.errors import PrefoptError
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
-from prefopt.judges.orders import swapped, turned
+from prefopt.judges.lines import Line, Lines
+from prefopt.judges.orders import SAME, swapped, turned
+from prefopt.judges.scoring import Scored, scored_all, scored_each
+from prefopt.judges.speaking import NO_REPLY
 from prefopt.records import Prompt, prompt_key
 from prefopt.runs import explained, write_text
 
@@ -32,19 +34,15 @@ from prefopt.runs import explained, write_text
 _CHUNK = 32
 #: of the transcript of a question that was beyond the budget
 NOT_ASKED = {"not_asked": True}
-#: how every line begins: with the digest of what follows, so that all of it is known to be there
-_HEAD = b'{"sum": "%12b", "line": '
-_BODY = len(_HEAD % b"")
 T = TypeVar("T")
-#: by key: what a line of the file holds
-Line = dict[str, Any]
 
 
 class Kept:
     """A judge that remembers.
 
     Questions are put to the judge in an order that their texts decide, so a question and the
-    same with its answers swapped are one, and neither side gains from how a file was written.
+    same with its answers swapped are one, and neither side gains from how a file was written. Two
+    answers that are one text are a tie, and nobody is asked.
 
     Args:
         judge: who is asked what is not known.
@@ -77,7 +75,7 @@ class Kept:
         self.asked = self.known = self.not_asked = 0
         identity = json.dumps(dict(judge.identity()), sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        self._lines = _Lines(Path(folder) / f"{digest}.jsonl")
+        self._lines = Lines(Path(folder) / f"{digest}.jsonl")
         self._about = Path(folder) / f"{digest}.json"
         with explained(Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -94,6 +92,9 @@ class Kept:
         """
         canonical = [_canonical(question) for question in questions]
         keys = [_key("compare", one.prompt, one.first, one.second) for one in canonical]
+        for question, key in zip(canonical, keys, strict=True):
+            if question.first == question.second:
+                self._lines.hold({"key": key, **_line(SAME)})
         self._learn(keys, canonical, _verdicts, progress)
         verdicts = []
         for question, one, key in zip(questions, canonical, keys, strict=True):
@@ -105,9 +106,16 @@ class Kept:
         self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None
     ) -> list[float | None]:
         """Scores, from what is kept where that has them; None beyond the budget too."""
+        return [score for score, _ in self.scored(answers, progress)]
+
+    def scored(
+        self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None
+    ) -> list[Scored]:
+        """Scores, each with the replies that could not be read on the way to it."""
         keys = [_key("score", *answer) for answer in answers]
         self._learn(keys, answers, _scores, progress)
-        return [(self._lines.get(key) or {}).get("score") for key in keys]
+        lines = [self._lines.get(key) or {} for key in keys]
+        return [(line.get("score"), line.get("failures", {})) for line in lines]
 
     def knows(self, question: Question) -> bool:
         """Whether a question has been asked already."""
@@ -152,10 +160,14 @@ class Kept:
             progress(done, len(keys))
         with closing(ask(self.judge, [wanted[key] for key in unknown])) as coming:
             for lines in coming:
-                self._lines.add(
+                said = [
                     {"key": unknown[position], "account": self.account, **line}
                     for position, line in lines
-                )
+                ]
+                if kept := [line for line in said if _replied(line)]:
+                    self._lines.add(kept)
+                for line in said:
+                    self._lines.hold(line)
                 self.asked += len(lines)
                 done += len(lines)
                 if progress is not None:
@@ -171,27 +183,16 @@ def _verdicts(judge: Judge, questions: Sequence[Question]) -> Iterator[list[tupl
     """Lines for verdicts as they come, a few at a time."""
     each = getattr(judge, "compare_each", None)
     for said in _coming(questions, each, judge.compare_all, judge):
-        yield [
-            (
-                position,
-                {
-                    "probability": verdict.probability,
-                    "rationale": verdict.rationale,
-                    "order_consistent": verdict.order_consistent,
-                    "transcript": dict(verdict.transcript),
-                },
-            )
-            for position, verdict in said
-        ]
+        yield [(position, _line(verdict)) for position, verdict in said]
 
 
 def _scores(
     judge: Judge, answers: Sequence[tuple[Prompt, str]]
 ) -> Iterator[list[tuple[int, Line]]]:
     """Lines for scores as they come, a few at a time."""
-    each = getattr(judge, "score_each", None)
-    for said in _coming(answers, each, judge.score_all, judge):
-        yield [(position, {"score": score}) for position, score in said]
+    each = partial(scored_each, judge) if hasattr(judge, "score_each") else None
+    for said in _coming(answers, each, partial(scored_all, judge), judge):
+        yield [(place, {"score": score, "failures": why}) for place, (score, why) in said]
 
 
 def _coming(items: Sequence[T], each: Any, ask: Any, judge: Judge) -> Iterator[list[Any]]:
@@ -213,6 +214,22 @@ def _canonical(question: Question) -> Question:
     return question if first <= second else swapped(question)
 
 
+def _replied(line: Line) -> bool:
+    """Whether somebody has said something, if only what could not be read."""
+    failures = line.get("failures") or line.get("transcript", {}).get("failures") or {}
+    known = line.get("probability") is not None or line.get("score") is not None
+    return known or not failures or not {*failures} <= NO_REPLY
+
+
+def _line(verdict: Verdict) -> Line:
+    return {
+        "probability": verdict.probability,
+        "rationale": verdict.rationale,
+        "order_consistent": verdict.order_consistent,
+        "transcript": dict(verdict.transcript),
+    }
+
+
 def _verdict(line: Line | None) -> Verdict:
     if line is None:
         return Verdict(None, transcript=dict(NOT_ASKED))
@@ -229,94 +246,3 @@ def _digest(prompt: Prompt, text: str) -> bytes:
 def _key(what: str, prompt: Prompt, *texts: str) -> str:
     content = b"".join(_digest(prompt, text) for text in texts)
     return hashlib.blake2b(what.encode() + content, digest_size=16).hexdigest()
-
-
-# -- the file ------------------------------------------------------------------------------
-
-
-class _Lines:
-    """A file of lines that several processes add to at once.
-
-    Attributes:
-        accounts: lines of each account.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, Line] = {}
-        self._read = 0  # bytes of the file that are known
-        self.accounts: dict[str, int] = {}
-
-    def get(self, key: str) -> Line | None:
-        return self._known.get(key)
-
-    def refresh(self) -> None:
-        """Read what has been added since, by whomever."""
-        if not self._path.exists():
-            return
-        with explained(self._path), open(self._path, "rb") as handle:
-            handle.seek(self._read)
-            whole, newline, _ = handle.read().rpartition(b"\n")
-        self._read += len(whole) + len(newline)
-        for line in whole.split(b"\n"):
-            self._take(line)
-
-    def add(self, lines: Iterable[Line]) -> None:
-        """Write lines; they are on disk when this returns."""
-        raw = b"".join(map(_written, lines))
-        with _locked(self._path) as handle, explained(self._path):
-            # A process that was killed while it wrote has left a line without an end.
-            if handle.seek(0, os.SEEK_END) and not _ends_a_line(handle.fileno()):
-                raw = b"\n" + raw
-            handle.write(raw)
-            handle.flush()
-            os.fsync(handle.fileno())
-        self.refresh()
-
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Hold the right to ask, which one process has at a time; a killed one gives it up."""
-        with _locked(self._path.with_suffix(".lock")):
-            yield
-
-    def _take(self, raw: bytes) -> None:
-        body = raw[_BODY:-1]
-        if raw[:_BODY] != _HEAD % _sum(body) or raw[-1:] != b"}":
-            return  # not whole: its question will be asked again
-        line = json.loads(body)
-        if line["key"] not in self._known:
-            self._known[line["key"]] = line
-            self.accounts[line["account"]] = self.accounts.get(line["account"], 0) + 1
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[Any]:
-    import fcntl
-
-    # Not around what the block does: its errors are its own.
-    with explained(path):
-        handle = open(path, "ab+")  # noqa: SIM115 (held until the end)
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed
-        yield handle
-
-
-def _ends_a_line(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, 1, size - 1) == b"\n"
-
-
-def _written(line: Line) -> bytes:
-    body = json.dumps(line, default=_unplain).encode()  # ASCII, whatever a model wrote
-    return _HEAD % _sum(body) + body + b"}\n"
-
-
-def _sum(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=6).hexdigest().encode()
-
-
-def _unplain(value: Any) -> Any:
-    raise PrefoptError(
-        "a judge's transcript must be plain JSON", field="transcript", value=value,
-        remedy="give only text, numbers, lists and mappings with it",
-    )  # fmt: skip

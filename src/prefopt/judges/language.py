@@ -18,11 +18,13 @@ from prefopt.data.verdicts import outcome_of
 from prefopt.errors import RecipeError
 from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
-from prefopt.judges.orders import merged, swapped
+from prefopt.judges.orders import SAME, merged, same, swapped
 from prefopt.judges.points import points_of
 from prefopt.judges.rubric import Rubric, claimed_verdicts, load_rubric
-from prefopt.judges.speaking import Ask, Speaker, local_speaker, served_speaker
+from prefopt.judges.speakers import speaker_of
+from prefopt.judges.speaking import Ask, Said, Speaker
 from prefopt.judges.table import Context
+from prefopt.judges.weighing import expected, share_of_first
 from prefopt.records import Prompt
 
 Mode = Literal["text", "logprobs"]
@@ -43,12 +45,16 @@ class _Sheet:
         said: for each of them, numbers and what the model wrote, as they came.
         missing: replies still to come.
         failures: replies that could not be read, by kind.
+        refusal: of who gave no reply, in their words.
+        mass: by log-probabilities, how probable it was at all that one of the answers is said.
     """
 
     texts: tuple[str, ...]
     missing: int
     said: list[list[tuple[float, str | None]]] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
+    refusal: str = ""
+    mass: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.said = [[] for _ in self.texts]
@@ -56,6 +62,11 @@ class _Sheet:
     def mean(self, order: int) -> float | None:
         """Mean of an order's replies; None if none could be read."""
         return fmean(number for number, _ in self.said[order]) if self.said[order] else None
+
+    def fail(self, kind: str, words: str = "") -> None:
+        """One more reply that could not be read."""
+        self.failures[kind] += 1
+        self.refusal = self.refusal or words
 
 
 class LanguageJudge:
@@ -72,9 +83,12 @@ class LanguageJudge:
         seed: of replies.
 
     Attributes:
-        failures: replies that could not be read, by kind: `empty`, `unreadable`,
-            `contradictory`, `out_of_range`, `too_long` (the question, for the model), and
-            `no_answer` (no answer among the likeliest, by log-probabilities).
+        failures: replies that could not be read, by kind, counted as each question is done:
+            `empty`, `unreadable`, `contradictory`, `out_of_range`, `cut` (it ended for lack of
+            room before it came to a verdict), `too_long` (the question, for the model), `refused`
+            or `filtered` (by its server), and `no_answer` (none among the likeliest, by
+            log-probabilities).
+        refusal: of the first question that got no reply at all, why.
 
     Raises:
         RecipeError: settings that go against each other.
@@ -99,6 +113,7 @@ class LanguageJudge:
         self.rubric = rubric
         self.side_by_side = rubric.compare is not None
         self.failures: Counter[str] = Counter()
+        self.refusal = ""
         self._speaker, self._mode, self._judgements = speaker, mode, judgements
         self._retries, self._max_new_tokens, self._seed = retries, max_new_tokens, seed
         if temperature is None:
@@ -149,6 +164,8 @@ class LanguageJudge:
     def compare_each(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         """(position, verdict) as they come; a question that is there twice is asked once.
 
+        Answers that are the same are a tie, and nobody is asked.
+
         Raises:
             RecipeError: the rubric cannot compare.
         """
@@ -161,15 +178,19 @@ class LanguageJudge:
             )
         letters = self._mode == "logprobs"
         places = _places(questions)
-        asked = list(places)
+        asked = [one for one in places if not same(one)]
+        for one in places:
+            if same(one):
+                yield from ((place, SAME) for place in places[one])
         texts = [
             tuple(self.rubric.comparison(one, letters=letters) for one in (this, swapped(this)))
             for this in asked
         ]
-        filled = self._weighed(texts, LETTERS, _share_of_first) if letters else self._said(
-            texts, lambda reply: _choice(reply)
+        filled = self._weighed(texts, LETTERS, share_of_first) if letters else self._said(
+            texts, _choice
         )  # fmt: skip
         for index, sheet in filled:
+            self._note(sheet)
             verdict = _verdict(sheet, asked[index])
             yield from ((place, verdict) for place in places[asked[index]])
 
@@ -201,11 +222,12 @@ class LanguageJudge:
         texts = [(rubric.scoring(*answer, letters=letters),) for answer in asked]
         points = range(rubric.low, rubric.high + 1)
         filled = (
-            self._weighed(texts, [str(p) for p in points], lambda w: _expected(w, points))
+            self._weighed(texts, [str(p) for p in points], lambda w: expected(w, points))
             if letters
             else self._said(texts, lambda reply: points_of(reply, rubric.low, rubric.high))
         )
         for index, sheet in filled:
+            self._note(sheet)
             yield from ((place, sheet.mean(0)) for place in places[asked[index]])
 
     # -- asking ----------------------------------------------------------------------------
@@ -227,18 +249,22 @@ class LanguageJudge:
             for position, reply in self._speaker.say(asks, max_new_tokens=self._max_new_tokens):
                 index, order, judgement = todo[position]
                 sheet = sheets[index]
-                number = "too_long" if reply is None else read(reply)
+                number = read(reply.answer) if reply.text is not None else reply.failure
                 if isinstance(number, str):
-                    self._fail(sheet, number)
-                    if attempt < self._retries and reply is not None:
+                    sheet.fail("cut" if reply.cut else number, reply.words)
+                    if attempt < self._retries and reply.text is not None:
                         again.append((index, order, judgement))
                         continue
                 else:
-                    sheet.said[order].append((number, reply))
+                    sheet.said[order].append((number, reply.text))
                 sheet.missing -= 1
                 if sheet.missing == 0:
                     yield index, sheet
             todo = again
+
+    def _note(self, sheet: _Sheet) -> None:
+        self.failures.update(sheet.failures)
+        self.refusal = self.refusal or sheet.refusal
 
     def _ask(self, text: str, judgement: int, attempt: int) -> Ask:
         # What was unreadable once would be so again, word for word, at temperature 0.
@@ -258,18 +284,16 @@ class LanguageJudge:
         for position, logps in self._speaker.weigh(flat, answers):
             index, order = todo[position]
             sheet = sheets[index]
-            number = None if logps is None else read(logps)
-            if number is None:
-                self._fail(sheet, "too_long" if logps is None else "no_answer")
+            if isinstance(logps, Said):
+                sheet.fail(logps.failure, logps.words)
+            elif (number := read(logps)) is None:
+                sheet.fail("no_answer")
             else:
                 sheet.said[order].append((number, None))
+                sheet.mass.append(sum(map(math.exp, logps)))
             sheet.missing -= 1
             if sheet.missing == 0:
                 yield index, sheet
-
-    def _fail(self, sheet: _Sheet, kind: str) -> None:
-        sheet.failures[kind] += 1
-        self.failures[kind] += 1
 
 
 def _choice(reply: str) -> float | str:
@@ -287,37 +311,14 @@ def _verdict(sheet: _Sheet, question: Question) -> Verdict:
             transcript[name]["replies"] = replies
     if sheet.failures:
         transcript["failures"] = dict(sheet.failures)
+    if sheet.mass:
+        transcript["mass"] = fmean(sheet.mass)
+    if sheet.refusal:
+        transcript["refusal"] = sheet.refusal
     if claims := claimed_verdicts(question.first, question.second):
         transcript["claimed_verdicts"] = claims
     rationale = next((reply for _, reply in sheet.said[0]), None)
     return Verdict(both.probability, rationale, both.order_consistent, transcript)
-
-
-def _share_of_first(logps: list[float]) -> float | None:
-    """P(A) / (P(A) + P(B)); None if neither can be.
-
-    >>> round(_share_of_first([math.log(0.6), math.log(0.2)]), 6)
-    0.75
-    """
-    weights = _weights(logps)
-    return None if weights is None else weights[0]
-
-
-def _expected(logps: list[float], points: Sequence[int]) -> float | None:
-    """Mean of the points, each as probable as its digit (G-Eval, Liu et al. 2023,
-    arXiv:2303.16634)."""
-    weights = _weights(logps)
-    if weights is None:
-        return None
-    return sum(weight * point for weight, point in zip(weights, points, strict=True))
-
-
-def _weights(logps: list[float]) -> list[float] | None:
-    highest = max(logps)
-    if highest == -math.inf:
-        return None
-    shares = [math.exp(logp - highest) for logp in logps]
-    return [share / sum(shares) for share in shares]
 
 
 def _places(items: Sequence[Any]) -> dict[Any, list[int]]:
@@ -339,35 +340,29 @@ def _in_order(
     return [found[position] for position in range(count)]
 
 
-def make_local(chosen: settings.Local, context: Context) -> Judge:
-    """A model on this machine.
-
-    Raises:
-        RecipeError: the rubric or the settings are wrong.
-        PolicyError: the model cannot be loaded.
-    """
-    rubric, reading = load_rubric(chosen.rubric), _reading(chosen, context)
-    speaker = local_speaker(chosen.model, device=context.device, batch_size=chosen.batch_size)
-    return LanguageJudge(speaker, rubric, **reading)
-
-
-def make_server(chosen: settings.Server, context: Context) -> Judge:
-    """A model behind a server.
+def make_language(chosen: settings.Local | settings.Server, context: Context) -> Judge:
+    """A model on this machine, or behind a server.
 
     Raises:
         RecipeError: the rubric, the URL or the settings are wrong.
+        PolicyError: the model cannot be loaded.
         MissingExtraError: the package openai is not installed.
     """
-    rubric, reading = load_rubric(chosen.rubric), _reading(chosen, context)
-    speaker = served_speaker(
-        chosen.url,
-        chosen.model,
-        key=chosen.key,
-        concurrency=chosen.concurrency,
-        timeout=chosen.timeout,
-        resends=chosen.resends,
-    )
-    return LanguageJudge(speaker, rubric, **reading)
+    rubric = load_rubric(chosen.rubric)
+    return reader(chosen, context)(rubric)
+
+
+def reader(
+    chosen: settings.Local | settings.Server, context: Context
+) -> Callable[[Rubric], LanguageJudge]:
+    """A model that is loaded once, and judges by any rubric.
+
+    Raises:
+        As `make_language`.
+    """
+    reading = _reading(chosen, context)
+    speaker = speaker_of(chosen, context)
+    return lambda rubric: LanguageJudge(speaker, rubric, **reading)
 
 
 #: settings of replies that are written

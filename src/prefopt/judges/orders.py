@@ -16,6 +16,15 @@ from prefopt.judges.judge import Judge, Progress, Question, Verdict
 Once = Callable[[Sequence[Question], Progress | None], list[Verdict]]
 
 
+#: of two answers that are one text: nobody has to be asked
+SAME = Verdict(0.5, transcript={"same": True})
+
+
+def same(question: Question) -> bool:
+    """Whether both answers are one text, but for spaces at the ends, which no judge is shown."""
+    return question.first.strip() == question.second.strip()
+
+
 def swapped(question: Question) -> Question:
     """The same question with the answers in the other order."""
     return Question(question.prompt, question.second, question.first)
@@ -66,6 +75,21 @@ def merged(forward: Verdict, backward: Verdict) -> Verdict:
 def side(probability: float) -> int:
     """1 for the first, −1 for the second, 0 for a tie."""
     return (probability > 0.5) - (probability < 0.5)
+
+
+def settled(verdict: Verdict) -> float | None:
+    """1 the first is better, 0 the second, ½ a tie; None if the verdict cannot be read.
+
+    A verdict that flips with the order is a tie, whatever is left of its probability.
+
+    >>> settled(Verdict(0.7)), settled(Verdict(0.7, order_consistent=False)), settled(Verdict(None))
+    (1.0, 0.5, None)
+    """
+    if verdict.probability is None:
+        return None
+    if verdict.order_consistent is False:
+        return 0.5
+    return (1 + side(verdict.probability)) / 2
 
 
 def in_both_orders(

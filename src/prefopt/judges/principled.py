@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,16 +10,12 @@ from prefopt.errors import RecipeError
 from prefopt.judges import settings
 from prefopt.judges.constitution import Principle, read_constitution
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
-from prefopt.judges.language import LanguageJudge
+from prefopt.judges.language import reader
 from prefopt.judges.orders import fairly
 from prefopt.judges.rubric import Rubric
-from prefopt.judges.speaking import Speaker, local_speaker, served_speaker
 from prefopt.judges.table import Context, check_spec, make_judge
 from prefopt.judges.templates import check_template, read_templates
 from prefopt.records import Prompt
-
-_PRINCIPLE = re.compile(r"\{\{\s*principle\s*\}\}")
-_ENDS_RAW = re.compile(r"\{%-?\s*endraw\s*-?%\}")
 
 
 class ByPrinciples:
@@ -106,7 +101,10 @@ class ByPrinciples:
             mean,
             "\n".join(reasons) or None,
             all(seen) if seen else None,
-            {"principles": {name: v.probability for name, v in said.items()}},
+            {
+                "principles": {name: v.probability for name, v in said.items()},
+                "judges": {name: dict(v.transcript) for name, v in said.items()},
+            },
         )
 
 
@@ -119,10 +117,14 @@ def principle_counts(verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
     """
     found: dict[str, Counter[str]] = {}
     for verdict in verdicts:
+        # Of a verdict that was turned, the transcript stays as it was said.
+        flipped = bool(verdict.transcript.get("flipped"))
         for name, probability in verdict.transcript.get("principles", {}).items():
+            known = probability is not None
+            said = _side(1 - probability if flipped and known else probability)
             counts = found.setdefault(name, Counter())
-            counts[_side(probability)] += 1
-            if {_side(probability), _side(verdict.probability)} == {"first", "second"}:
+            counts[said] += 1
+            if {said, _side(verdict.probability)} == {"first", "second"}:
                 counts["decided_otherwise"] += 1
     return found
 
@@ -141,7 +143,7 @@ def make_constitution(chosen: settings.Constitution, context: Context) -> Judge:
         PolicyError: a model cannot be loaded.
     """
     constitution = read_constitution(chosen.file)
-    reader: Callable[[Principle], Judge] | None = None
+    read: Callable[[Principle], Judge] | None = None
     judges: dict[str, Judge] = {}
     for place, principle in enumerate(constitution.principles):
         if principle.judge is not None:
@@ -160,9 +162,9 @@ def make_constitution(chosen: settings.Constitution, context: Context) -> Judge:
                 remedy="give the principle a judge, such as pattern:REGEX, or the constitution a "
                 "model: judge: lm:FOLDER, or server:URL",
             )
-        reader = reader or _reader(chosen.judge, context)
-        judges[principle.name] = reader(principle)
-    if chosen.judge is not None and reader is None:
+        read = read or _reader(chosen.judge, context)
+        judges[principle.name] = read(principle)
+    if chosen.judge is not None and read is None:
         raise context.refusal(
             "judge has no effect: every principle has its own",
             "judge",
@@ -176,29 +178,20 @@ def make_constitution(chosen: settings.Constitution, context: Context) -> Judge:
 def _reader(spec: settings.Spec, context: Context) -> Callable[[Principle], Judge]:
     """A language model, loaded once, which reads any principle."""
     kind, found = check_spec(spec, file=context.file)
-    speaker: Speaker
-    if isinstance(found, settings.Local):
-        speaker = local_speaker(found.model, device=context.device, batch_size=found.batch_size)
-    elif isinstance(found, settings.Server):
-        speaker = served_speaker(
-            found.url, found.model, key=found.key, concurrency=found.concurrency,
-            timeout=found.timeout,
-        )  # fmt: skip
-    else:
+    if not isinstance(found, settings.Local | settings.Server):
         raise context.refusal(
             f"a judge of kind {kind} reads no principles",
             "judge",
             value=spec,
             remedy="use lm:FOLDER or server:URL, or give each principle a judge of its own",
         )
-    how = {
-        name: getattr(found, name)
-        for name in ("mode", "judgements", "retries", "temperature", "max_new_tokens", "seed")
-    }
     # Both's the default of the setting; a rubric of principles is the default here.
     name = found.rubric if "rubric" in found.model_fields_set else "principle"
     file, template = _template(name)
-    return lambda principle: LanguageJudge(speaker, _rubric(file, template, principle), **how)
+    judge_by = reader(found, context)
+    return lambda principle: judge_by(
+        Rubric(file, template, None, 1, 10, principle.question or principle.revision)
+    )
 
 
 def _template(name: str) -> tuple[str, str]:
@@ -209,10 +202,3 @@ def _template(name: str) -> tuple[str, str]:
         file=file, row=rows.get("compare"), field="compare",
     )  # fmt: skip
     return file, text
-
-
-def _rubric(file: str, template: str, principle: Principle) -> Rubric:
-    """The rubric of one principle, whose words are words and no template."""
-    words = _ENDS_RAW.sub("", principle.question or principle.revision)
-    whole = _PRINCIPLE.sub(lambda _: f"{{% raw %}}{words}{{% endraw %}}", template)
-    return Rubric(file, whole, None, 1, 10)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prefopt.errors import DataError, RecipeError
+from prefopt.judges.code import called, code_of
 from prefopt.judges.constitution import Constitution, Principle
-from prefopt.judges.speaking import Ask, Speaker, local_speaker, served_speaker
+from prefopt.judges.settings import Spec
+from prefopt.judges.speakers import choose
+from prefopt.judges.speaking import Ask, Said, Speaker
+from prefopt.judges.table import Context
 from prefopt.judges.templates import (
     bounded,
     check_template,
@@ -36,13 +39,18 @@ class Revised:
     """What became of it.
 
     Attributes:
-        text: the answer as it is now; None if there is none: nothing was written, or the draft
-            is too long for the model.
+        text: the answer as it is now; None if there is none.
         critique: what was said of the draft.
+        failure: why there is none: `empty`, `cut` (it ended for lack of room, in the middle of
+            something), `too_long` (the draft, for the model), `refused` or `filtered` (by its
+            server).
+        words: of a server that refused it.
     """
 
     text: str | None
     critique: str | None = None
+    failure: str = ""
+    words: str = ""
 
 
 class Reviser(Protocol):
@@ -72,17 +80,15 @@ class RuleReviser:
         self._function = function
 
     def identity(self) -> Mapping[str, Any]:
-        try:
-            code: str | None = inspect.getsource(inspect.unwrap(self._function))
-        except (OSError, TypeError):
-            code = None
+        code = code_of(self._function, self.name.removeprefix("python:"))
         return {"kind": "python", "function": self.name, "code": code}
 
     def revise(self, drafts: Sequence[Draft]) -> list[Revised]:
         return [self._one(draft) for draft in drafts]
 
     def _one(self, draft: Draft) -> Revised:
-        said = self._function(draft.prompt, draft.completion, draft.principle)
+        asked = (draft.prompt, draft.completion, draft.principle)
+        said = called(self._function, self.name, *asked, about=draft.completion)
         critique, text = said if isinstance(said, tuple) and len(said) == 2 else (None, said)
         if not isinstance(text, str) or not isinstance(critique, str | None):
             raise DataError(
@@ -92,7 +98,7 @@ class RuleReviser:
                 value=said,
                 remedy="return the revised answer; the answer itself if it may stay",
             )
-        return Revised(text, critique)
+        return Revised(text, critique) if text.strip() else Revised(None, critique, "empty")
 
 
 class SpokenReviser:
@@ -130,23 +136,23 @@ class SpokenReviser:
     def revise(self, drafts: Sequence[Draft]) -> list[Revised]:
         asks = [self._ask("critique", draft, draft.principle.critique) for draft in drafts]
         critiques = self._said(asks)
-        told = [place for place, critique in enumerate(critiques) if critique]
+        told = [place for place, critique in enumerate(critiques) if critique.answer]
         asks = [
-            self._ask("revision", drafts[place], drafts[place].principle.revision, critiques[place])
+            self._ask(
+                "revision", drafts[place], drafts[place].principle.revision, critiques[place].answer
+            )
             for place in told
         ]
         texts = dict(zip(told, self._said(asks), strict=True))
         return [
-            Revised(_cleaned(texts.get(place), draft.completion), critiques[place])
+            _revised(draft, critiques[place], texts.get(place))
             for place, draft in enumerate(drafts)
         ]
 
-    def _said(self, asks: Sequence[Ask]) -> list[str | None]:
-        """Replies in order; None where nothing was written."""
-        texts: list[str | None] = [None] * len(asks)
-        for place, text in self._speaker.say(asks, max_new_tokens=self._max_new_tokens):
-            texts[place] = (text or "").strip() or None
-        return texts
+    def _said(self, asks: Sequence[Ask]) -> list[Said]:
+        """Replies in order."""
+        said = dict(self._speaker.say(asks, max_new_tokens=self._max_new_tokens))
+        return [said[place] for place in range(len(asks))]
 
     def _ask(self, field: str, draft: Draft, request: str, critique: str | None = None) -> Ask:
         prompt = prompt_text(draft.prompt)
@@ -167,40 +173,27 @@ class SpokenReviser:
 
 
 def make_reviser(
-    spec: str,
+    spec: Spec,
     constitution: Constitution,
     *,
     device: str | None = None,
     temperature: float = 0.7,
     max_new_tokens: int = 512,
 ) -> Reviser:
-    """The reviser that a spec names: `lm:FOLDER`, `server:URL`, `python:module:function`.
+    """The reviser that a spec names (`speakers.choose`).
 
     Raises:
         RecipeError: it is none, or the constitution's templates are wrong.
         PolicyError: its model cannot be loaded.
     """
-    kind, _, argument = spec.partition(":")
-    if kind not in ("lm", "server", "python") or not argument:
-        raise RecipeError(
-            "it is not said who revises",
-            field="speaker",
-            value=spec,
-            remedy="write lm:FOLDER, server:URL or python:module:function",
-        )
-    if kind == "python":
-        from prefopt.constraints.measures import load_rule
-
-        rule: Any = load_rule(argument, field="speaker")
-        return RuleReviser(spec, rule)
-    _templates(constitution.instructions)  # before a model is loaded for them
-    speaker: Speaker = (
-        local_speaker(argument, device=device, batch_size=8)
-        if kind == "lm"
-        else served_speaker(argument)
+    chosen = choose(
+        spec, Context(device=device), "speaker", without=("temperature", "max_new_tokens")
     )
+    if chosen.speaker is None:
+        return RuleReviser(f"python:{chosen.argument}", chosen.function("speaker"))
+    _templates(constitution.instructions)  # before a model is loaded for them
     return SpokenReviser(
-        speaker, constitution, temperature=temperature, max_new_tokens=max_new_tokens
+        chosen.speaker(), constitution, temperature=temperature, max_new_tokens=max_new_tokens
     )
 
 
@@ -226,12 +219,16 @@ def _templates(name: str) -> tuple[str, dict[str, str]]:
     }  # fmt: skip
 
 
-def _cleaned(text: str | None, before: str) -> str | None:
-    """A revision as it continues the prompt: without the boundaries that a model may repeat, and
-    with the space that the answer began with."""
-    if text is None:
-        return None
-    lines = text.splitlines()
+def _revised(draft: Draft, critique: Said, text: Said | None) -> Revised:
+    """What came of a draft: without the boundaries that a model may repeat, and with the space that
+    the answer began with."""
+    last = critique if text is None else text
+    said, before = critique.answer or None, draft.completion
+    answer = "" if text is None or text.cut else text.answer
+    lines = answer.splitlines()
     if len(lines) > 2 and lines[0].startswith("<<<") and lines[-1].endswith(">>>"):
-        text = "\n".join(lines[1:-1]).strip()
-    return before[: len(before) - len(before.lstrip())] + text if text else None
+        answer = "\n".join(lines[1:-1]).strip()
+    if answer:
+        return Revised(before[: len(before) - len(before.lstrip())] + answer, said)
+    failure = last.failure or ("cut" if last.cut else "empty")
+    return Revised(None, said, failure, last.words)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefopt.judges.constitution import Constitution, Principle
 from prefopt.judges.judge import Judge, Progress, Question
-from prefopt.judges.orders import fairly
+from prefopt.judges.lines import Lines
+from prefopt.judges.orders import fairly, settled
 from prefopt.judges.revisers import Draft, Revised, Reviser
+from prefopt.judges.speaking import NO_REPLY
 from prefopt.records import Comparison, Completion, Group, Prompt, prompt_key
-from prefopt.runs import explained
 
 #: answers that go through their rounds together, and are kept together
 _CHUNK = 32
@@ -34,11 +35,15 @@ class Step:
         principle: its name.
         critique: what was said of the answer.
         text: the answer after it; None if nothing came of it, and the answer before stays.
+        failure: why nothing came of it, in a word (`revisers.Revised`).
+        words: of a server that refused it.
     """
 
     principle: str
     critique: str | None
     text: str | None
+    failure: str = ""
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,52 +74,56 @@ class Trail:
 
 
 class Journal:
-    """What was written, on disk before anybody hears of it.
+    """What was written, on disk before anybody hears of it (`lines`).
 
     Args:
         path: of the file; None keeps nothing.
         about: what the texts depend on beside prompt and answer, as plain JSON.
+
+    Raises:
+        RunError: it cannot be read.
     """
 
     def __init__(self, path: str | Path | None, about: Mapping[str, Any]) -> None:
-        self._path = None if path is None else Path(path)
+        self._lines = None if path is None else Lines(Path(path))
+        if self._lines is not None:
+            self._lines.refresh()
+        self._trails: dict[str, tuple[Step, ...]] = {}
         plain = json.dumps(about, sort_keys=True, ensure_ascii=True, default=str)
         self._about = hashlib.blake2b(plain.encode(), digest_size=16).digest()
-        self._known: dict[str, tuple[Step, ...]] = {}
-        if self._path is not None and self._path.exists():
-            with explained(self._path):
-                lines = self._path.read_bytes().split(b"\n")
-            for line in lines:
-                self._take(line)
 
     def get(self, prompt: Prompt, answer: str) -> tuple[Step, ...] | None:
         """The rounds of an answer, if they are known."""
-        return self._known.get(self._key(prompt, answer))
+        key = self._key(prompt, answer)
+        line = None if self._lines is None else self._lines.get(key)
+        if line is not None and key not in self._trails:
+            self._trails[key] = tuple(Step(*step) for step in line["steps"])
+        return self._trails.get(key)
 
     def add(self, trails: Iterable[Trail]) -> None:
-        """Keep some; they are on disk when this returns."""
+        """Keep some; they are on disk when this returns.
+
+        A trail without a reply from anybody is not kept: it cost nothing, and another server with
+        more room may give one.
+        """
         lines = []
         for trail in trails:
             key = self._key(trail.prompt, trail.original)
-            self._known[key] = trail.steps
-            steps = [[step.principle, step.critique, step.text] for step in trail.steps]
-            lines.append(json.dumps({"key": key, "steps": steps}))
-        if self._path is None or not lines:
-            return
-        with explained(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "ab") as handle:
-                # A process that was killed while it wrote has left a line without an end.
-                handle.write(b"\n" + "\n".join(lines).encode() + b"\n")
-                handle.flush()
-                os.fsync(handle.fileno())
+            self._trails[key] = trail.steps
+            if any(step.critique or step.failure not in NO_REPLY for step in trail.steps):
+                lines.append({"key": key, "steps": [[*astuple(step)] for step in trail.steps]})
+        if self._lines is not None and lines:
+            self._lines.add(lines)
 
-    def _take(self, line: bytes) -> None:
-        try:
-            found = json.loads(line)
-            self._known[found["key"]] = tuple(Step(*step) for step in found["steps"])
-        except (ValueError, TypeError, KeyError):
-            return  # not whole: it will be asked again
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Hold the right to ask, which one process has at a time, and know what others wrote."""
+        if self._lines is None:
+            yield
+            return
+        with self._lines.asking():
+            self._lines.refresh()
+            yield
 
     def _key(self, prompt: Prompt, answer: str) -> str:
         content = self._about + prompt_key(prompt) + answer.encode("utf-8", "surrogatepass")
@@ -147,6 +156,7 @@ def revise(
 
     Raises:
         RunError: the journal cannot be read or written.
+        PrefoptError: the reviser failed; what it wrote before is kept.
     """
     about = {
         "constitution": constitution.identity(), "reviser": reviser.identity(),
@@ -154,12 +164,18 @@ def revise(
     }  # fmt: skip
     book = Journal(journal, about)
     distinct = list(dict.fromkeys(answers))
-    left = [answer for answer in distinct if book.get(*answer) is None]
-    for start in range(0, len(left), _CHUNK):
-        if progress is not None:
-            progress(len(distinct) - len(left) + start, len(distinct))
-        chosen = left[start : start + _CHUNK]
-        book.add(_rounds(chosen, constitution, reviser, rounds, seed))
+
+    def missing() -> list[tuple[Prompt, str]]:
+        return [answer for answer in distinct if book.get(*answer) is None]
+
+    if missing():
+        with book.asking():
+            left = missing()  # who had the right to ask before may have written some
+            for start in range(0, len(left), _CHUNK):
+                if progress is not None:
+                    progress(len(distinct) - len(left) + start, len(distinct))
+                chosen = left[start : start + _CHUNK]
+                book.add(_rounds(chosen, constitution, reviser, rounds, seed))
     if progress is not None:
         progress(len(distinct), len(distinct))
     return [Trail(*answer, book.get(*answer) or ()) for answer in distinct]
@@ -187,8 +203,7 @@ def _rounds(
 
 
 def _step(principle: Principle, revised: Revised) -> Step:
-    text = revised.text if revised.text is not None and revised.text.strip() else None
-    return Step(principle.name, revised.critique, text)
+    return Step(principle.name, revised.critique, revised.text, revised.failure, revised.words)
 
 
 def pairs_of(
@@ -225,6 +240,13 @@ def pairs_of(
         for trail in trails
         if trail.changed
     ]
+
+
+def failures_of(trails: Iterable[Trail]) -> tuple[Counter[str], str | None]:
+    """Rounds in which nothing was written, by kind, and what the first server that refused said."""
+    failed = [step for trail in trails for step in trail.steps if step.text is None]
+    words = next((step.words for step in failed if step.words), None)
+    return Counter(step.failure for step in failed), words
 
 
 @dataclass
@@ -282,11 +304,8 @@ def tallies(
     verdicts = fairly(judge, list(questions), progress)
     for names, verdict in zip(questions.values(), verdicts, strict=True):
         for name in names:
-            found[name].verdicts[_word(verdict.probability)] += 1
+            found[name].verdicts[_WORDS[settled(verdict)]] += 1
     return found
 
 
-def _word(probability: float | None) -> str:
-    if probability is None:
-        return "unreadable"
-    return "better" if probability > 0.5 else "worse" if probability < 0.5 else "tied"
+_WORDS = {None: "unreadable", 1.0: "better", 0.5: "tied", 0.0: "worse"}

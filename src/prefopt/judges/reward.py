@@ -34,6 +34,8 @@ class Rewarding:
 
     #: it sees one completion at a time
     sees_order = False
+    #: why there is no score: too long for the model, or text after an end-of-turn token
+    unscored = "not_encoded"
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class Rewarding:
     def score_all(
         self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None
     ) -> list[float | None]:
-        """Rewards; None of an answer that is too long for the model."""
+        """Rewards; None of an answer that cannot be encoded (`unscored`)."""
         from prefopt.engine.answers import score_answers
 
         return score_answers(

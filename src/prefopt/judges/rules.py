@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import DataError, PrefoptError
+from prefopt.errors import DataError
 from prefopt.judges import settings
-from prefopt.judges.code import code_of, digest_of
+from prefopt.judges.code import called, code_of, digest_of
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
 from prefopt.judges.orders import in_both_orders
 from prefopt.judges.scoring import compare_by_scores
@@ -61,7 +61,8 @@ class Scoring:
     ) -> list[float | None]:
         scores: list[float | None] = []
         for prompt, completion in answers:
-            said = _said(self._worth, self.name, prompt, completion)
+            name = f"the judge {self.name}"
+            said = called(self._worth, name, prompt, completion, about=completion)
             scores.append(_finite(said, self.name, completion))
             if progress is not None and len(scores) % _EVERY == 0:
                 progress(len(scores), len(answers))
@@ -101,7 +102,8 @@ class Comparing:
     ) -> list[Verdict]:
         verdicts = []
         for question in questions:
-            said = _said(self._better, self.name, question.prompt, question.first, question.second)
+            asked = (question.prompt, question.first, question.second)
+            said = called(self._better, f"the judge {self.name}", *asked, about=question.first)
             number = _finite(said, self.name, question.first)
             if not 0.0 <= number <= 1.0:
                 raise DataError(
@@ -120,21 +122,6 @@ class Comparing:
         self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None
     ) -> list[float | None]:
         raise cannot_score(self)
-
-
-def _said(function: Callable[..., Any], name: str, *asked: Any) -> Any:
-    """What a function says; whatever it raises is said to be its own."""
-    try:
-        return function(*asked)
-    except PrefoptError:
-        raise
-    except Exception as error:
-        raise PrefoptError(
-            f"the judge {name} failed: {type(error).__name__}: {error}",
-            field="judge",
-            value=asked[-1],
-            remedy="mend the function; what it said before is kept where verdicts are kept",
-        ) from error
 
 
 def make_longest(chosen: settings.Length, context: Context) -> Judge:
@@ -203,7 +190,7 @@ def make_python(chosen: settings.Python, context: Context) -> Judge:
     function: Any = load_rule(chosen.function, field=f"{context.prefix}function")
     about = {
         "kind": "python", "function": chosen.function, "what": chosen.what,
-        "code": code_of(function),
+        "code": code_of(function, chosen.function),
     }  # fmt: skip
     name = f"python:{chosen.function}"
     if chosen.what == "score":

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
 
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
+from prefopt.records import Prompt
+
+#: a score, and by kind the replies that could not be read on the way to it
+Scored = tuple[float | None, dict[str, int]]
 
 
 def preference(gap: float, temperature: float | None = None) -> float:
@@ -36,20 +43,56 @@ def compare_by_scores(
 ) -> list[Verdict]:
     """What a judge's scores say to questions; each completion of a prompt is scored once.
 
-    The transcript has both scores. Without one of them nothing can be read. The judge sees one
-    completion at a time and no order, so `order_consistent` is None.
+    The transcript has both scores, and `failures` of those that were read first for it. Without
+    one of them nothing can be read. The judge sees one completion at a time and no order, so
+    `order_consistent` is None.
     """
     sides = {
         (question.prompt, text): None
         for question in questions
         for text in (question.first, question.second)
     }
-    scores = dict(zip(sides, judge.score_all(list(sides), progress), strict=True))
+    scores = dict(zip(sides, scored_all(judge, list(sides), progress), strict=True))
     verdicts = []
     for question in questions:
-        first = scores[question.prompt, question.first]
-        second = scores[question.prompt, question.second]
+        failures: Counter[str] = Counter()
+        pair = []
+        for side in ((question.prompt, question.first), (question.prompt, question.second)):
+            score, failed = scores[side]
+            pair.append(score)
+            failures.update(failed)
+            scores[side] = (score, {})  # of an answer in several questions they are counted once
+        first, second = pair
         known = first is not None and second is not None
         probability = preference(first - second, temperature) if known else None  # type: ignore[operator]
-        verdicts.append(Verdict(probability, transcript={"scores": [first, second]}))
+        transcript: dict[str, Any] = {"scores": pair}
+        if failures:
+            transcript["failures"] = dict(failures)
+        verdicts.append(Verdict(probability, transcript=transcript))
     return verdicts
+
+
+def scored_each(judge: Any, answers: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, Scored]]:
+    """(position, score and failures) as they come, of a judge with `score_each`."""
+    before = Counter(judge.failures)
+    with closing(judge.score_each(answers)) as coming:
+        for position, score in coming:
+            now = Counter(judge.failures)
+            yield position, (score, dict(now - before))
+            before = now
+
+
+def scored_all(
+    judge: Judge, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None
+) -> list[Scored]:
+    """Every score, with its failures: of a judge that scores all at once the one that it knows."""
+    if not hasattr(judge, "score_each"):
+        kind = getattr(judge, "unscored", "no_score")
+        scores = judge.score_all(answers, progress)
+        return [(score, {kind: 1} if score is None else {}) for score in scores]
+    found: dict[int, Scored] = {}
+    for position, one in scored_each(judge, answers):
+        found[position] = one
+        if progress is not None:
+            progress(len(found), len(answers))
+    return [found[position] for position in range(len(answers))]

@@ -15,7 +15,7 @@ from prefopt.errors import RecipeError, TrainingError
 from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
 from prefopt.judges.language import LanguageJudge
-from prefopt.judges.orders import fairly, side
+from prefopt.judges.orders import fairly, settled, side
 from prefopt.judges.rubric import load_rubric
 from prefopt.judges.scoring import compare_by_scores
 from prefopt.judges.speaking import Speaker, local_speaker, served_speaker
@@ -41,6 +41,11 @@ class SelfReward:
         self.failures = points.failures
         self.score_each = points.score_each
 
+    @property
+    def refusal(self) -> str:
+        """Why a question got no reply at all."""
+        return self._points.refusal
+
     def identity(self) -> Mapping[str, Any]:
         return {**self._points.identity(), "kind": "selfreward"}
 
@@ -59,15 +64,22 @@ def make_self_reward(chosen: settings.SelfReward, context: Context) -> Judge:
     """The policy as its own judge.
 
     Raises:
-        RecipeError: neither or both of a folder and a server are given, or the rubric is wrong.
+        RecipeError: there is neither a folder nor a server, a setting is without effect, or the
+            rubric is wrong.
     """
-    if (chosen.model is None) == (chosen.url is None):
+    if chosen.model is None and chosen.url is None:
         raise context.refusal(
-            "the policy is either a folder or behind a server",
+            "it is not said where the policy is",
             "model",
-            value=chosen.model,
             remedy="give model: FOLDER, or url: URL",
         )
+    idle = {"key"} if chosen.url is None else {"batch_size"}
+    for name in sorted(idle & chosen.model_fields_set):
+        where = "on this machine" if chosen.url is None else "behind a server"
+        raise context.refusal(
+            f"{name} has no effect: the policy is {where}", name,
+            value=getattr(chosen, name), remedy=f"remove {name}",
+        )  # fmt: skip
     rubric = load_rubric(chosen.rubric)
     if rubric.score is None:
         raise RecipeError(
@@ -77,9 +89,9 @@ def make_self_reward(chosen: settings.SelfReward, context: Context) -> Judge:
             remedy="use a rubric with a template under score, such as additive",
         )
     speaker: Speaker = (
-        local_speaker(chosen.model, device=context.device, batch_size=chosen.batch_size)
-        if chosen.model is not None
-        else served_speaker(str(chosen.url))
+        served_speaker(chosen.url, chosen.model, key=chosen.key)
+        if chosen.url is not None
+        else local_speaker(str(chosen.model), device=context.device, batch_size=chosen.batch_size)
     )
     names = ("judgements", "temperature", "retries", "max_new_tokens", "seed")
     return SelfReward(
@@ -97,7 +109,7 @@ class Accuracy:
     Attributes:
         share: of the comparisons that it decides rightly; a tie is half right.
         comparisons: that it gave a verdict on.
-        ties: verdicts of ½.
+        ties: verdicts of ½, and those that flip with the order.
         unreadable: comparisons without a verdict, which are not in `share`.
     """
 
@@ -122,15 +134,15 @@ def judge_accuracy(
                 texts = [group.completions[i].text for i in (edge.preferred, edge.dispreferred)]
                 questions.append(Question(group.prompt, *texts))
                 truth.append(side(edge.probability))
-    said = [verdict.probability for verdict in fairly(judge, questions, progress)]
+    said = [settled(verdict) for verdict in fairly(judge, questions, progress)]
     right = [
-        (1 + side(probability) * label) / 2
-        for probability, label in zip(said, truth, strict=True)
-        if probability is not None
+        (1 + side(value) * label) / 2
+        for value, label in zip(said, truth, strict=True)
+        if value is not None
     ]
     if not right:
         raise ValueError("there is no comparison that could be read")
-    ties = sum(probability == 0.5 for probability in said)
+    ties = said.count(0.5)
     return Accuracy(sum(right) / len(right), len(right), ties, len(said) - len(right))
 
 

@@ -175,8 +175,11 @@ class Constitution(Strict):
 class SelfReward(Strict):
     """Of `selfreward`: the policy judges its own answers by points, several times."""
 
-    model: Place | None = Field(default=None, description="the policy's folder, or a hub id")
-    url: Text | None = Field(default=None, description="a server that has the policy, instead")
+    model: Place | None = Field(
+        default=None, description="the policy's folder, a hub id, or with url the server's name"
+    )
+    url: Text | None = Field(default=None, description="a server that has the policy")
+    key: Text | None = Field(default=None, description="environment variable with its key")
     rubric: Place = Field(default="additive", description="a rubric with points")
     judgements: PositiveInt = Field(default=3, description="replies to each completion, averaged")
     temperature: float = Field(default=0.7, ge=0, description="of its replies")

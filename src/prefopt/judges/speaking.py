@@ -7,7 +7,6 @@ keeps it has lost nothing when the rest fails.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,19 +15,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefopt.errors import RecipeError
+from prefopt.judges.weighing import mass
 from prefopt.records import Message, Prompt
+from prefopt.sampling.failures import RefusedPrompt
 
 if TYPE_CHECKING:
     from prefopt.engine.logps import Scorer
     from prefopt.engine.tokens import Ids
     from prefopt.policies.load import Policy
     from prefopt.sampling.server import Server
+    from prefopt.sampling.wire import Reply
 
 #: most alternatives that servers give with a token
 _TOP = 20
-#: marks that tokenizers write for a space
-_SPACES = "Ġ▁"
 _MICROBATCH_TOKENS = 8192
+#: failures of a question that got no reply at all, so that it cost nothing
+NO_REPLY = frozenset(("too_long", "refused"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,34 @@ class Ask:
     temperature: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What became of a request.
+
+    Attributes:
+        text: the reply; None if there is none, and would be none if it were asked again.
+        cut: whether the reply ended for lack of room, in the middle of something.
+        failure: why there is none: `too_long` for the model, `refused` by its server, or
+            `filtered` by it.
+        words: the same in words; of a server's refusal its own.
+    """
+
+    text: str | None
+    cut: bool = False
+    failure: str = ""
+    words: str = ""
+
+    @property
+    def answer(self) -> str:
+        """What was said after thinking aloud; nothing of thoughts that did not end.
+
+        >>> Said("<think>Is it A, or [[B]]?</think> [[A]]").answer
+        '[[A]]'
+        """
+        _, end, after = (self.text or "").rpartition("</think>")
+        return (after if end else after.partition("<think>")[0]).strip()
+
+
 class Speaker(Protocol):
     """A language model that can be asked."""
 
@@ -56,17 +86,16 @@ class Speaker(Protocol):
         """Everything that its replies depend on beside what it is asked, as plain JSON."""
         ...
 
-    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
-        """(position, reply) as they come; None for a question that is too long for the model."""
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
+        """(position, reply) as they come."""
         ...
 
     def weigh(
         self, texts: Sequence[str], answers: Sequence[str]
-    ) -> Iterator[tuple[int, list[float] | None]]:
+    ) -> Iterator[tuple[int, list[float] | Said]]:
         """(position, log-probability of each answer as the beginning of the reply), as they come.
 
-        In nats; −∞ for an answer that a server does not list among the likeliest. None for a
-        question that is too long.
+        In nats; −∞ for an answer that a server does not list among the likeliest.
         """
         ...
 
@@ -96,12 +125,11 @@ class LocalSpeaker:
             "tokenizer": fingerprint_tokenizer(self._policy.tokenizer),
         }
 
-    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
-        limit = self._policy.max_length
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
         room = []
         for position, ask in enumerate(asks):
-            if limit is not None and len(self._ids(ask.text)) + max_new_tokens > limit:
-                yield position, None
+            if (refusal := self._too_long(self._ids(ask.text), max_new_tokens)) is not None:
+                yield position, refusal
             else:
                 room.append(position)
         # Asks of one question stand together and have several seeds, of which a batch has one: a
@@ -118,22 +146,29 @@ class LocalSpeaker:
 
     def _replies(
         self, texts: Sequence[str], seed: int, temperature: float, max_new_tokens: int
-    ) -> list[str]:
-        from prefopt.sampling.generate import sample
+    ) -> list[Said]:
+        from prefopt.sampling.generate import draw, text_of
+        from prefopt.sampling.settings import Settings
 
-        replies = sample(
-            self._policy,
-            [self._prompt(text) for text in texts],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            batch_size=self._batch_size,
-        )
-        return [reply for (reply,) in replies]
+        settings = Settings(1, max_new_tokens, temperature, seed=seed)
+        prompts = [self._prompt(text) for text in texts]
+        drawn = draw(self._policy, prompts, settings, batch_size=self._batch_size)
+        ends = self._policy.end_of_turn
+        return [
+            Said(text_of(self._policy, one.ids), cut=int(one.ids[-1]) not in ends)
+            for (one,) in drawn
+        ]
+
+    def _too_long(self, ids: Ids, room: int) -> Said | None:
+        limit = self._policy.max_length
+        if limit is None or len(ids) + room <= limit:
+            return None
+        words = f"{len(ids)} tokens and {room} for the reply, and the model is made for {limit}"
+        return Said(None, failure="too_long", words=words)
 
     def weigh(
         self, texts: Sequence[str], answers: Sequence[str]
-    ) -> Iterator[tuple[int, list[float] | None]]:
+    ) -> Iterator[tuple[int, list[float] | Said]]:
         import torch
 
         from prefopt.engine.forest import pack
@@ -141,12 +176,11 @@ class LocalSpeaker:
 
         endings = tuple(self._answer_ids(answer) for answer in answers)
         longest = max(len(ids) for ids in endings)
-        limit = self._policy.max_length
         groups, places = [], []
         for position, text in enumerate(texts):
             ids = self._ids(text)
-            if limit is not None and len(ids) + longest > limit:
-                yield position, None
+            if (refusal := self._too_long(ids, longest)) is not None:
+                yield position, refusal
             else:
                 groups.append(TokenGroup(ids, endings))
                 places.append(position)
@@ -202,7 +236,7 @@ class ServedSpeaker:
     def identity(self) -> Mapping[str, Any]:
         return self._server.identity()
 
-    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, str | None]]:
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
         from prefopt.sampling.wire import Request
 
         requests = [
@@ -214,22 +248,26 @@ class ServedSpeaker:
             )
             for ask in asks
         ]
-        with closing(self._server.replies(requests)) as coming:
-            for position, reply in coming:
-                yield position, reply.text
+        with closing(self._server.outcomes(requests)) as coming:
+            for position, outcome in coming:
+                yield position, _said(outcome)
 
     def weigh(
         self, texts: Sequence[str], answers: Sequence[str]
-    ) -> Iterator[tuple[int, list[float] | None]]:
+    ) -> Iterator[tuple[int, list[float] | Said]]:
         from prefopt.sampling.wire import Request
 
         requests = [
             Request((Message("user", text),), temperature=0.0, max_tokens=1, top_logprobs=_TOP)
             for text in texts
         ]
-        with closing(self._server.replies(requests)) as coming:
-            for position, reply in coming:
-                tokens = reply.answers[0].tokens
+        with closing(self._server.outcomes(requests)) as coming:
+            for position, outcome in coming:
+                said = _said(outcome)
+                if said.text is None or isinstance(outcome, RefusedPrompt):
+                    yield position, said
+                    continue
+                tokens = outcome.answers[0].tokens
                 if tokens is None:
                     raise RecipeError(
                         f"the server of {self._server.model} gives no log-probabilities",
@@ -239,17 +277,16 @@ class ServedSpeaker:
                         "llama.cpp)",
                     )
                 top = {tokens[0].text: tokens[0].logp, **tokens[0].top} if tokens else {}
-                yield position, [_mass(top, answer) for answer in answers]
+                yield position, [mass(top, answer) for answer in answers]
 
 
-def _mass(top: Mapping[str, float], answer: str) -> float:
-    """Log of the probability of all tokens that are the answer, with or without a space.
-
-    >>> round(math.exp(_mass({"A": math.log(0.5), " A": math.log(0.25), "B": -2.0}, "A")), 6)
-    0.75
-    """
-    shares = [math.exp(logp) for token, logp in top.items() if token.strip(f" {_SPACES}") == answer]
-    return math.log(sum(shares)) if sum(shares) > 0 else -math.inf
+def _said(outcome: Reply | RefusedPrompt) -> Said:
+    if isinstance(outcome, RefusedPrompt):
+        return Said(None, failure="refused", words=outcome.message)
+    answer = outcome.answers[0]
+    if answer.finish == "filtered":
+        return Said(None, failure="filtered", words="the server's filter held the reply back")
+    return Said(answer.text, cut=answer.finish == "length")
 
 
 def local_speaker(model: str, *, device: str | None, batch_size: int) -> LocalSpeaker:

@@ -95,14 +95,14 @@ KINDS: Mapping[str, Kind] = {
     ),
     "lm": Kind(
         settings.Local,
-        "prefopt.judges.language:make_local",
+        "prefopt.judges.language:make_language",
         "A language model on this machine reads a rubric, and both orders.",
         argument="model",
         needs="a model folder",
     ),
     "server": Kind(
         settings.Server,
-        "prefopt.judges.language:make_server",
+        "prefopt.judges.language:make_language",
         "The same behind an OpenAI-compatible server.",
         argument="url",
         needs="the server's URL",

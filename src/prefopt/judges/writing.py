@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pydantic import Field, ValidationError
-
 from prefopt.errors import DataError, RecipeError
-from prefopt.judges.code import code_of
-from prefopt.judges.settings import Place, Rule, Spec
-from prefopt.judges.speaking import Ask, Speaker, local_speaker, served_speaker
+from prefopt.judges.code import called, code_of
+from prefopt.judges.settings import Spec
+from prefopt.judges.speakers import choose
+from prefopt.judges.speaking import Ask, Speaker
 from prefopt.judges.table import Context
 from prefopt.judges.templates import (
     bounded,
@@ -21,8 +20,6 @@ from prefopt.judges.templates import (
     prompt_text,
     read_templates,
 )
-from prefopt.recipe.refusals import explain
-from prefopt.recipe.sections import PositiveInt, Strict, Text
 from prefopt.records import Prompt
 
 
@@ -77,10 +74,11 @@ class RuleWriter:
         self._function = function
 
     def identity(self) -> Mapping[str, Any]:
-        return {"kind": "python", "function": self.name, "code": code_of(self._function)}
+        code = code_of(self._function, self.name.removeprefix("python:"))
+        return {"kind": "python", "function": self.name, "code": code}
 
     def write(self, turns: Sequence[Turn]) -> list[str]:
-        texts = [self._function(turn) for turn in turns]
+        texts = [called(self._function, self.name, turn, about=turn.mine) for turn in turns]
         for text in texts:
             if not isinstance(text, str):
                 raise DataError(
@@ -203,34 +201,9 @@ class SpokenWriter:
     def write(self, turns: Sequence[Turn]) -> list[str]:
         asks = [Ask(self._instructions.filled(t), t.seed, self._temperature) for t in turns]
         texts = [""] * len(asks)
-        for place, text in self._speaker.say(asks, max_new_tokens=self._max_new_tokens):
-            texts[place] = (text or "").strip()
+        for place, said in self._speaker.say(asks, max_new_tokens=self._max_new_tokens):
+            texts[place] = said.answer
         return texts
-
-
-class _Written(Strict):
-    """What may be said of a writer."""
-
-    kind: Literal["lm", "server", "python"] = Field(
-        description="a model here, a server, a function"
-    )
-    model: Place | None = Field(default=None, description="a model folder, or the server's name")
-    url: Text | None = Field(default=None, description="of a server")
-    key: Text | None = Field(default=None, description="environment variable with its key")
-    function: Rule | None = Field(default=None, description="of a turn, giving a text")
-    temperature: float = Field(default=0.7, ge=0, description="of its texts")
-    max_new_tokens: PositiveInt = Field(default=256, description="of a text")
-
-
-_ARGUMENTS = {"lm": "model", "server": "url", "python": "function"}
-
-
-#: what may be said of each kind beside the one setting that it needs
-_ALLOWED = {
-    "lm": {"temperature", "max_new_tokens"},
-    "server": {"model", "key", "temperature", "max_new_tokens"},
-    "python": set[str](),
-}
 
 
 def make_writer(
@@ -247,51 +220,15 @@ def make_writer(
     Raises:
         RecipeError: it is none, or a setting is wrong.
     """
-    chosen = _chosen(spec, context, name)
-    argument = str(getattr(chosen, _ARGUMENTS[chosen.kind]))
-    if chosen.kind == "python":
-        from prefopt.constraints.measures import load_rule
-
-        rule: Any = load_rule(argument, field=f"{context.prefix}{name}")
-        return RuleWriter(f"python:{argument}", rule)
-    told = instructions()
-    speaker: Speaker = (
-        local_speaker(argument, device=context.device, batch_size=8)
-        if chosen.kind == "lm"
-        else served_speaker(argument, chosen.model, key=chosen.key)
-    )
+    chosen = choose(spec, context, name)
+    if chosen.speaker is None:
+        rule = chosen.function(f"{context.prefix}{name}")
+        return RuleWriter(f"python:{chosen.argument}", rule)
+    told = instructions()  # before a model is loaded for them
+    how = chosen.settings
     return SpokenWriter(
-        speaker, told, temperature=chosen.temperature, max_new_tokens=chosen.max_new_tokens
+        chosen.speaker(), told, temperature=how.temperature, max_new_tokens=how.max_new_tokens
     )
-
-
-def _chosen(spec: Spec, context: Context, name: str) -> _Written:
-    """The settings of a spec, checked."""
-    if isinstance(spec, str):
-        kind, _, argument = spec.partition(":")
-        given = {_ARGUMENTS.get(kind, "model"): argument} if argument else {}
-        document: dict[str, Any] = {"kind": kind, **given}
-    else:
-        document = dict(spec)
-    try:
-        chosen = _Written.model_validate(document, context={"folder": context.folder})
-    except ValidationError as error:
-        refusal = explain(error, _Written, document, {}, context.file, {})
-        raise context.refusal(
-            refusal.message, f"{name}.{refusal.field}", value=refusal.value, remedy=refusal.remedy
-        ) from None
-    needed = _ARGUMENTS[chosen.kind]
-    if idle := sorted(chosen.model_fields_set - {"kind", needed} - _ALLOWED[chosen.kind]):
-        raise context.refusal(
-            f"{idle[0]} has no effect for kind {chosen.kind}", f"{name}.{idle[0]}",
-            value=document[idle[0]], remedy="remove it",
-        )  # fmt: skip
-    if getattr(chosen, needed) is None:
-        raise context.refusal(
-            f"'{needed}' is missing", f"{name}.{needed}",
-            remedy=f"write {chosen.kind}:{needed.upper()}",
-        )  # fmt: skip
-    return chosen
 
 
 def beside(answer: str, name: str, texts: Sequence[str]) -> str:
