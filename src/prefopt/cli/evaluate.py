@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.agreement import Cache
 from prefopt.cli.options import Device, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting, percent, table
 
@@ -66,6 +65,14 @@ Verdicts = Annotated[
     described("Write every match with its verdict to this .jsonl.", metavar="FILE"),
 ]
 Page = Annotated[str | None, described("Write the page to look at to this .html.", metavar="FILE")]
+Cache = Annotated[
+    str | None,
+    described(
+        "Keep the judge's verdicts, and what models answer, in this folder: a run that was killed "
+        "goes on, and nothing is asked twice.",
+        metavar="FOLDER",
+    ),
+]
 Repeats = Annotated[
     int,
     described("Answers of a model to each prompt.", name=("-n", "--n"), validator=Number(gte=1)),
@@ -110,8 +117,9 @@ def evaluate(
     `prefopt evaluate new=runs/second old=runs/first --prompts test.jsonl --judge server:URL`
 
     With `--json`: `judge`, `policies`, `baseline`, `matches`, `unmatched` (answers that had none
-    to meet), `comparisons`, `ranking` (Bradley–Terry, of three policies or more), `paired`
-    (policies that met the baseline on the same prompts), `against`, `verdicts`, `page`.
+    to meet), `comparisons`, `ranking` (Bradley–Terry, of three policies or more), `unranked`
+    (why there is none), `paired` (policies that met the baseline on the same prompts), `against`,
+    `verdicts`, `page`.
 
     Parameters
     ----------
@@ -189,7 +197,7 @@ def _judged(
     from prefopt.evaluation.asking import Asker
 
     asker = Asker.of(spec, **asking)
-    collected = _collect(answers, prompts, asking["device"], how)
+    collected = _collect(answers, prompts, baseline, how, asking)
     meetings = pairings(list(collected.texts), baseline)
     with counting("judging", "matches") as progress:
         matches, alone = play(collected, meetings, asker.verdicts, progress)
@@ -198,32 +206,43 @@ def _judged(
 
 
 def _collect(
-    given: Sequence[str], prompts: Sequence[str] | None, device: str | None, how: dict[str, Any]
+    given: Sequence[str],
+    prompts: Sequence[str] | None,
+    baseline: str | None,
+    how: dict[str, Any],
+    asking: dict[str, Any],
 ) -> Answers:
     """The answers that are there, and those of models that are asked now."""
-    from prefopt.evaluation.answers import Answers, read_answers, read_asked
-    from prefopt.evaluation.sampled import ask_model
+    from prefopt.evaluation.answers import Answers, pairings, read_answers, read_asked
 
     collected = Answers()
     named = [_named(text) for text in given]
-    if all(path.endswith(_FILES) for _, path in named):
+    models = {place: one for place, one in enumerate(named) if not one[1].endswith(_FILES)}
+    if not models:
         _refuse_unused({name: how[name] for name, usual in _USUAL.items() if how[name] != usual})
-    if prompts:
-        for prompt, columns in read_asked(prompts):
-            collected.note(prompt, columns)
-    for name, path in named:
-        if path.endswith(_FILES):
+    for prompt, columns in read_asked(prompts) if prompts else ():
+        collected.note(prompt, columns)
+    places: dict[str, int] = {}  # of policies on the command line
+    for place, (name, path) in enumerate(named):
+        if place not in models:
             read_answers(collected, path, name, only=bool(prompts))
-    for name, path in named:
-        if path.endswith(_FILES):
-            continue
-        if not collected.prompts:
-            raise UsageError(
-                "a model needs prompts to answer", field="--prompts", value=path,
-                remedy="name files with prompts, or give a file of answers to the same ones",
-            )  # fmt: skip
-        with counting(f"asking {name or path}", "answers") as progress:
-            ask_model(collected, path, name, device=device, progress=progress, **how)
+            places |= dict.fromkeys(collected.texts.keys() - places.keys(), place)
+    if models and not collected.prompts:
+        raise UsageError(
+            "a model needs prompts to answer", field="--prompts", value=given[next(iter(models))],
+            remedy="name files with prompts, or give a file of answers to the same ones",
+        )  # fmt: skip
+    if models:
+        from prefopt.evaluation.sampled import ask_model, named_models
+
+        called = named_models(collected, list(models.values()))
+        pairings([*collected.texts, *(name for name, _ in called)], baseline)  # or not at all
+        places |= {name: place for place, (name, _) in zip(models, called, strict=True)}
+        for name, path in called:
+            with counting(f"asking {name}", "prompts") as progress:
+                ask_model(collected, path, name, cache=asking["cache"], device=asking["device"],
+                          progress=progress, **how)  # fmt: skip
+    collected.texts = dict(sorted(collected.texts.items(), key=lambda one: places[one[0]]))
     return collected
 
 
@@ -259,6 +278,8 @@ def _shown(result: dict[str, Any]) -> list[Any]:
         parts.append("")
     if result["ranking"]:
         parts += [_ranking(result["ranking"]), ""]
+    if result["unranked"]:
+        parts += [f"No ranking: {result['unranked']}.", ""]
     parts += [_pair(row, f"Against {row['baseline']}, {row['policy']} and {row['other']}")
               for row in result["paired"]]  # fmt: skip
     parts += [_pair(row, f"{row['policy']}, and {row['other']} of the other run")

@@ -33,8 +33,8 @@ def evaluate(
 
     Returns:
         `comparisons` (one for every two policies that met: `policy`, `baseline`, what `compared`
-        says, and `categories`), `ranking` (None with two policies), `paired` (policies that met
-        the baseline on the same prompts) and `against`.
+        says, and `categories`), `ranking` (None with two policies), `unranked` (why there is none
+        of more), `paired` (policies that met the baseline on the same prompts) and `against`.
 
     Raises:
         RecipeError: nobody met the baseline.
@@ -56,9 +56,11 @@ def evaluate(
             "policy": first, "baseline": second, **compared(here, seed=seed),
             "categories": by_category(here, by, seed=seed),
         })  # fmt: skip
+    ranking, unranked = _ranking(matches, seed)
     return {
         "comparisons": comparisons,
-        "ranking": _ranking(matches, seed),
+        "ranking": ranking,
+        "unranked": unranked,
         "paired": [] if baseline is None else _paired(matches, met, baseline, seed),
         "against": _against(matches, against, met, seed) if against else [],
     }
@@ -70,12 +72,15 @@ def values_on_prompts(matches: Sequence[Match], first: str, second: str) -> dict
     return by_prompt((m.value for m in here), (prompt_key(m.prompt) for m in here))
 
 
-def _ranking(matches: Sequence[Match], seed: int) -> dict[str, Any] | None:
+def _ranking(matches: Sequence[Match], seed: int) -> tuple[dict[str, Any] | None, str | None]:
     results = [(m.first, m.second, m.value, prompt_key(m.prompt))
                for m in matches if m.value is not None]  # fmt: skip
     if len({name for first, second, *_ in results for name in (first, second)}) < 3:
-        return None
-    return rank(results, seed=seed).to_dict()
+        return None, None
+    try:
+        return rank(results, seed=seed).to_dict(), None
+    except DataError as error:
+        return None, error.message
 
 
 def _paired(

@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefopt.data.aggregation.bradley_terry import RIDGE, Wins, fit_scores
+from prefopt.data.aggregation.bradley_terry import (
+    RIDGE,
+    Wins,
+    fit_scores,
+    parts_with_a_maximum,
+)
 from prefopt.data.aggregation.table import Floats, Ints, summed
 from prefopt.errors import DataError
 
@@ -61,7 +66,7 @@ def rank(
         samples: how many.
 
     Raises:
-        DataError: there is no result.
+        DataError: there is no result, or some never met the others, directly or over others.
 
     >>> results = [("a", "b", 1.0 if prompt < 20 else 0.0, prompt) for prompt in range(30)]
     >>> found = rank(results, samples=20)
@@ -69,6 +74,7 @@ def rank(
     0.6931
     """
     table = _Table.of(list(results))
+    _refuse_apart(table)
     for ridge in (0.0, RIDGE):
         scores = table.fit(np.ones(table.prompts), ridge)
         drawn = None if scores is None else table.draws(ridge, scores, samples, seed)
@@ -117,15 +123,19 @@ class _Table:
         return cls(names, lows, highs, pair, prompt, won, len(known))
 
     def fit(self, times: Floats, ridge: float, start: Floats | None = None) -> Floats | None:
-        """Scores with each prompt counted so many times; None if there are no finite ones."""
+        """Scores with each prompt counted so many times; None if there are no finite ones.
+
+        Nor are there any between policies that did not meet, directly or over others.
+        """
         weight, count = times[self.prompt], len(self.low)
-        wins = np.column_stack(
+        won = np.column_stack(
             [summed(self.pair, weight * part, count) for part in (self.value, 1.0 - self.value)]
         )
+        wins = Wins.of(self.low, self.high, won)
         try:
-            return fit_scores(
-                Wins.of(self.low, self.high, wins), len(self.names), ridge=ridge, start=start
-            )
+            if ridge == 0 and parts_with_a_maximum(wins, len(self.names)).any():
+                return None
+            return fit_scores(wins, len(self.names), ridge=ridge, start=start)
         except DataError:
             return None
 
@@ -139,6 +149,24 @@ class _Table:
             if scores is not None:
                 found.append(scores)
         return np.stack(found) if len(found) >= 0.9 * samples else None
+
+
+def _refuse_apart(table: _Table) -> None:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = len(table.names)
+    met = coo_array((np.ones(len(table.low)), (table.low, table.high)), shape=(size, size))
+    count, part = connected_components(met, directed=False)
+    if count > 1:
+        sides = [", ".join(name for name, own in zip(table.names, part, strict=True) if own == one)
+                 for one in range(count)]  # fmt: skip
+        raise DataError(
+            "policies that never met, directly or over others, have no common order: "
+            + "; ".join(sides),
+            kind="too_few_votes",
+            remedy="let one of each group meet one of another",
+        )
 
 
 def _ranking(table: _Table, scores: Floats, drawn: Floats, ridge: float) -> Ranking:

@@ -95,6 +95,7 @@ def _page(result: Mapping[str, Any], matches: Sequence[Match]) -> dict[str, Any]
         "tiles": _tiles(found[0]) if len(found) == 1 else [],
         "cards": cards,
         "ranking": _ranking(result["ranking"]) if result["ranking"] else None,
+        "unranked": visible(result["unranked"]) if result["unranked"] else None,
         "paired": _paired(result),
         "many": max((len(by["rows"]) for one in found for by in one["categories"]), default=0),
         "policies": [
@@ -118,6 +119,8 @@ def _headline(result: Mapping[str, Any]) -> Markup:
         sure = best["rank_interval"][1] == 1
         words = "{} ranks first of {}" if sure else "{} leads {} policies, but not for sure"
         return Markup(words).format(visible(best["policy"]), len(ranking["policies"]))
+    if len(found) > 1:
+        return Markup("{} policies, and no order of all").format(len(result["policies"]))
     one = found[0]
     names = visible(one["policy"]), visible(one["baseline"])
     if one["rate"] is None:
