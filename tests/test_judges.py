@@ -284,7 +284,7 @@ def test_turning_twice_is_nothing() -> None:
         ("It has 3 faults.", "unreadable"),
         ('{"score": 6, "why": "good"}', 6.0),
         ('```json\n{"rating": "6/10"}\n```', 6.0),
-        ('{"score": 6, "rating": 7}', "unreadable"),
+        ('{"score": 6, "rating": 7}', "contradictory"),
         ('{"score": true}', "unreadable"),
         ("", "empty"),
         (None, "empty"),

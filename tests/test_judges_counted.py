@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prefopt.data.formats import write_groups
+from prefopt.data.verdicts import outcome_of
 from prefopt.errors import PrefoptError, RecipeError
 from prefopt.judges.code import code_of
 from prefopt.judges.ensemble import Ensemble
@@ -19,6 +20,7 @@ from prefopt.judges.judging import judge_groups
 from prefopt.judges.kept import Kept
 from prefopt.judges.language import LanguageJudge
 from prefopt.judges.orders import settled
+from prefopt.judges.points import points_of
 from prefopt.judges.principled import ByPrinciples, principle_counts
 from prefopt.judges.recursive import Recursive
 from prefopt.judges.revisers import RuleReviser
@@ -352,3 +354,25 @@ def test_self_reward_behind_a_server_may_be_named(call: Call) -> None:
             make_judge({"kind": "selfreward", **settings})
     with pytest.raises(PrefoptError, match="not said where"):
         make_judge({"kind": "selfreward"})
+
+
+# -- what a verdict looks like -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict", "points"),
+    [
+        ("［［Ａ］］", "first", "unreadable"),  # of another width
+        ("［［７］］", "unreadable", 7.0),
+        ('{"winner": "A", "answer": "Paris, not Rome"}', "first", "unreadable"),
+        ('{"winner": "A", "verdict": "B", "score": 3, "rating": 4}', "contradictory",
+         "contradictory"),
+        ('{"winner": "B", "score": 3, "grade": "good"} I hope that helps.', "second", 3.0),
+        ("I am sorry, but I cannot compare these.", "unreadable", "unreadable"),
+        ("Verdict: \u0410", "unreadable", "unreadable"),  # a Cyrillic letter: no guess
+        ("7 out of 5", "unreadable", "unreadable"),
+    ],
+)  # fmt: skip
+def test_replies_as_models_write_them(reply: str, verdict: str, points: float | str) -> None:
+    assert outcome_of(reply) == verdict
+    assert points_of(reply, 1, 10) == points

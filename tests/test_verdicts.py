@@ -27,10 +27,10 @@ SAID = {
         "[[C]]", "[[A=B]]", "A=B", "A == B", "A~B", "[[Tie]]", "tie", "Tie.", "tie (bothbad)",
         "tie (inconsistent)", "both_bad", "Both", "draw", "c", '{"winner": "tie"}', "Winner: tie",
     ),
-    "contradictory": ("[[A]] or [[B]]", "[[A>B]] … [[C]]"),
+    "contradictory": ("[[A]] or [[B]]", "[[A>B]] … [[C]]", '{"winner": "A", "verdict": "B"}'),
     "unreadable": (
         "I think both have merit.", "A is better than B", "error", "[[Rating: 7]]", "A>A", "[[]]",
-        "{}", '{"winner": 3}', '{"winner": "A", "verdict": "B"}', "{" * 50_000, "[[" * 50_000,
+        "{}", '{"winner": 3}', "{" * 50_000, "[[" * 50_000,
         "winner:" + " " * 100_000 + "x" * 70, "\ud800", "AB", "D", "[[D]]",
     ),
     "empty": ("", " \n\t "),

@@ -6,7 +6,8 @@ The first of these that a text has decides, and nothing is guessed from prose:
     JSON        an object with `winner`, `verdict`, `choice`, `preferred`, `better` or `answer`
     a line      the whole text, or its last line after a label: `A`, `Winner: model_b`, `A > B`
 
-Brackets that contradict each other are a verdict of their own: nobody knows which was meant.
+Brackets (or keys) that contradict each other are a verdict of their own: nobody knows which was
+meant. Letters and brackets of other widths are what they look like.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
+from unicodedata import normalize
 
 from prefopt.records import Choice
 
@@ -65,7 +67,7 @@ def outcome_of(text: Any) -> Outcome:
     """
     if not isinstance(text, str):
         return "empty" if text is None else "unreadable"
-    text = text[-_LONGEST:].strip()
+    text = normalize("NFKC", text[-_LONGEST:]).strip()
     if not text:
         return "empty"
     said = {_word(inside) for inside in _BRACKETS.findall(text)} - {None}
@@ -105,7 +107,7 @@ def _word(text: str) -> Choice | None:
     return _WORDS.get(plain) or _WORDS.get(plain.removesuffix(")") + ")")
 
 
-def _of_json(text: str) -> Choice | None:
+def _of_json(text: str) -> Choice | Literal["contradictory"] | None:
     """The verdict in a JSON object, alone, between fences or at the end of a text."""
     end = text.rfind("}") + 1
     for start in (text.find("{"), text.rfind("{")) if end else ():
@@ -113,7 +115,9 @@ def _of_json(text: str) -> Choice | None:
             found = json.loads(text[start:end])
         except (ValueError, RecursionError):
             continue
-        said = {_word(value) for key in _KEYS if isinstance(value := found.get(key), str)}
-        if len(said) == 1:
+        said = {_word(value) for key in _KEYS if isinstance(value := found.get(key), str)} - {None}
+        if len(said) > 1:
+            return "contradictory"
+        if said:
             return said.pop()
     return None

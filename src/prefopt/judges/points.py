@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any, Literal
+from unicodedata import normalize
 
 #: why there are no points
 Failure = Literal["empty", "unreadable", "contradictory", "out_of_range"]
@@ -42,7 +43,7 @@ def points_of(text: Any, low: int, high: int) -> float | Failure:
     """  # noqa: E501
     if not isinstance(text, str):
         return "empty" if text is None else "unreadable"
-    text = text[-_LONGEST:].strip()
+    text = normalize("NFKC", text[-_LONGEST:]).strip()
     if not text:
         return "empty"
     bracketed = [_share(inside, high) for inside in _BRACKETS.findall(text)]
@@ -50,12 +51,12 @@ def points_of(text: Any, low: int, high: int) -> float | Failure:
     if len(numbers) > 1:
         return "contradictory"
     found = next(iter(numbers)) if numbers else _unbracketed(text, high)
-    if found is None:
-        return "unreadable"
+    if found is None or isinstance(found, str):
+        return found or "unreadable"
     return found if low <= found <= high else "out_of_range"
 
 
-def _unbracketed(text: str, high: int) -> float | None:
+def _unbracketed(text: str, high: int) -> float | Literal["contradictory"] | None:
     end = text.rfind("}") + 1
     for start in (text.find("{"), text.rfind("{")) if end else ():
         try:
@@ -63,7 +64,9 @@ def _unbracketed(text: str, high: int) -> float | None:
         except (ValueError, RecursionError):
             continue
         said = {_value(document[key], high) for key in _KEYS if key in document} - {None}
-        if len(said) == 1:
+        if len(said) > 1:
+            return "contradictory"
+        if said:
             return said.pop()
     last = text[text.rfind("\n") + 1 :].strip(_DECORATION)
     for whole in (text.strip(_DECORATION), last):
