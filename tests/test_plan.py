@@ -26,7 +26,7 @@ from prefopt.planning.tracing import deeper, trace, trace_update
 from prefopt.planning.tracking import Tracker
 from prefopt.policies.load import load_policy
 from prefopt.recipe import load_recipe
-from prefopt.training.prepare import Learner, make_job, make_lasting, make_learner
+from prefopt.training.prepare import Learner, load_learner, make_job, make_lasting, make_learner
 
 WORDS = "good bad dull bright film story quiet loud cast plot".split()
 HERE = Machine("here", "cpu", memory=1 << 40, rate=1e12, bandwidth=1e10, bf16=False)
@@ -130,7 +130,7 @@ def test_shapes_without_numbers_are_tracked_alike() -> None:
 
 def real_learner(planner: Planner) -> Learner:
     recipe = planner.recipe
-    policy = load_policy(recipe.model, device="cpu")
+    policy = load_learner(recipe, planner.loss.head)
     reference = None
     if planner.reference is not None:
         reference = load_policy(recipe.reference.name, device="cpu")
@@ -142,7 +142,8 @@ def real_learner(planner: Planner) -> Learner:
     if learner.reference is not None and learner.reference.score is not None:
         scorers.append(learner.reference.score.scorer)
     for scorer in scorers:
-        scorer.sharing, scorer._head_known = "trees", True
+        scorer.sharing = "rows" if recipe.sharing == "off" else "trees"
+        scorer._head_known = True
     return learner
 
 
@@ -157,6 +158,10 @@ def real_learner(planner: Planner) -> Learner:
         ("gpt2", {"objective": "sft"}),
         ("gemma2", {}),
         ("gemma3", {"microbatch_tokens": 100}),
+        ("llama", {"objective": "reward"}),
+        ("llama", {"objective": "reward", "adapter": "lora"}),
+        ("gpt2", {"objective": "reward", "gradient_checkpointing": True}),
+        ("gemma3", {"objective": "reward", "sharing": "off"}),
     ],
 )
 def test_a_traced_micro_batch_holds_what_a_real_one_does(
@@ -225,6 +230,64 @@ def test_the_frozen_copy_and_the_other_model_are_counted(
     assert lent["reference scores"].reference == larger.reference
     assert lent["step"].reference == 0  # it is gone by then
     assert needs_of(planner_of(adapter="lora", reference_scores="each_step")).reference == 0
+
+
+def test_a_reward_model_has_a_head_of_one_and_no_words(planner_of: Callable[..., Planner]) -> None:
+    """In place of logits over V words: one product with d channels, and none for each token."""
+    words, reward = (
+        needs_of(planner_of(objective="simpo")),
+        needs_of(planner_of(objective="reward")),
+    )
+    width, vocabulary = 32, words.parameters.parts["head"] // 32
+    assert reward.parameters.parts["head"] == width
+    assert reward.parameters.total == words.parameters.total - width * (vocabulary - 1)
+    assert reward.traced.learning.held < words.traced.learning.held
+    assert reward.traced.learning.operations < words.traced.learning.operations
+    assert (reward.reference, reward.cached, reward.each_step) == (0, False, False)
+    assert set(reward.phases(evaluated=False)) == {"first check", "step", "update"}
+
+
+def test_a_reward_model_that_goes_on_is_planned_from_its_folder(
+    planner_of: Callable[..., Planner], tmp_path: Path
+) -> None:
+    """Whole, and as an adapter with its head; what cannot go on is refused as training does."""
+    from peft import LoraConfig, get_peft_model
+
+    from prefopt.policies.reward import load_reward_model
+
+    planner = planner_of(objective="reward")
+    whole, adapter = tmp_path / "whole", tmp_path / "adapter"
+    policy = load_reward_model(planner.recipe.model, device="cpu", seed=0)
+    policy.model.save_pretrained(whole)
+    policy.tokenizer.save_pretrained(whole)
+    outline = find_outline(str(whole), "reward")
+    theirs = {name: weight.shape for name, weight in policy.model.named_parameters()}
+    assert {n: w.shape for n, w in outline.policy().model.named_parameters()} == theirs
+    assert outline.policy().end_of_turn == policy.end_of_turn
+    adapted = get_peft_model(policy.model, LoraConfig(task_type="SEQ_CLS", r=4))
+    adapted.save_pretrained(adapter)
+    policy.tokenizer.save_pretrained(adapter)
+    there = load_reward_model(adapter, device="cpu").model
+    shapes = find_outline(str(adapter), "reward").policy().model
+    assert {n: w.shape for n, w in shapes.named_parameters()} == {
+        n: w.shape for n, w in there.named_parameters()
+    }
+    for folder in (whole, adapter):
+        with pytest.raises(PolicyError, match="is a reward model: it gives completions a number"):
+            find_outline(str(folder))
+
+
+def test_an_adapter_of_a_policy_is_no_beginning_of_a_reward_model(
+    tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = load_policy(tiny_policy_folder)
+    adapted = get_peft_model(base.model, LoraConfig(task_type="CAUSAL_LM", r=4))
+    adapted.save_pretrained(tmp_path / "adapter")
+    base.tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(PolicyError, match="cannot begin on top of one"):
+        find_outline(str(tmp_path / "adapter"), "reward")
 
 
 # -- invariances ---------------------------------------------------------------------------
@@ -497,10 +560,11 @@ def test_a_sample_is_spread_over_the_rest(planner_of: Callable[..., Planner]) ->
     assert any("4 groups" in note for note in part.notes)
 
 
+@pytest.mark.parametrize("objective", ["dpo", "reward"])
 def test_measured_steps_give_the_time_and_leave_nothing(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command([*command, "--measure", "--json"]) == 0
+    assert run_command([*command, "--objective", objective, "--measure", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     (machine,) = result["machines"]
     assert machine["seconds"]["basis"] == "2 measured steps"

@@ -445,13 +445,14 @@ def test_the_other_commands_say_what_it_is(
     refused = "is a reward model: it gives completions a number and cannot speak"
     for command in (
         ("sample", tmp_path / "run", "--prompt", "x"),
-        ("score", tmp_path / "run", "--reference", tiny_policy_folder, "--data", data),
         ("train", "--model", tmp_path / "run", "--data", data, "--out", tmp_path / "dpo"),
     ):
         code, _, err = call(*command)
         assert code == 2 and refused in " ".join(err.split()), err
-    code, _, err = call("plan", recipe, "--out", tmp_path / "planned")
-    assert code == 2 and "what a reward model needs is not foretold" in " ".join(err.split())
+    code, out, err = call("plan", recipe, "--out", tmp_path / "planned", "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert planned["model"]["parts"]["head"] == 32 and planned["work"]["steps"] == 3
 
 
 def test_a_model_without_the_head_that_is_trained_is_refused(tiny_policy_folder: Path) -> None:

@@ -13,12 +13,11 @@ from prefopt.constraints import Constraint
 from prefopt.engine.cache import ScoreCache
 from prefopt.objectives.loss import Weighted
 from prefopt.planning.machines import Machine, memory_of_this, told
-from prefopt.policies.export import model_folder
-from prefopt.policies.load import Policy, default_device, load_policy, usable_device
+from prefopt.policies.load import default_device, usable_device
 from prefopt.recipe import Recipe
 from prefopt.training.examples import Prepared
 from prefopt.training.loop import State, accumulate
-from prefopt.training.prepare import make_job, make_learner
+from prefopt.training.prepare import load_learner, make_job, make_learner
 from prefopt.training.references import score_examples
 
 #: seconds that each rate is measured for
@@ -121,9 +120,7 @@ def measure(
     Raises:
         RecipeError, PolicyError, TrainingError: what training would raise.
     """
-    policy: Policy = load_policy(
-        model_folder(recipe.model), device=recipe.device, quantize=recipe.quantize
-    )
+    policy = load_learner(recipe, loss.head)
     learner = make_learner(policy, recipe, loss, constraints=constraints)
     steps = data.steps[: STEPS + 1]
     scoring = 0.0

@@ -15,6 +15,7 @@ from prefopt.planning.standin import Outline, job_of, stand_in
 from prefopt.planning.tracing import Counted, Pass, Update, deeper, depths, trace, trace_update
 from prefopt.policies.adapters import has_adapter
 from prefopt.policies.load import Policy, base_model
+from prefopt.policies.reward import HEAD
 from prefopt.recipe import Recipe
 from prefopt.training.batches import Step
 from prefopt.training.examples import Prepared
@@ -203,7 +204,7 @@ def count_parameters(policy: Policy) -> Parameters:
     model, base = policy.model, base_model(policy.model)
     adapted = has_adapter(model)
     embeddings = base.get_input_embeddings().weight
-    head = base.get_output_embeddings().weight
+    head = {id(w) for w in _head(base).parameters()}
     layers = {id(w) for layer in _layers(base) for w in layer.parameters()}
     parts = dict.fromkeys(("embeddings", "layers", "head", "adapter", "other"), 0)
     for weight in model.parameters():
@@ -211,7 +212,7 @@ def count_parameters(policy: Policy) -> Parameters:
             name = "adapter"
         elif weight is embeddings:
             name = "embeddings"
-        elif weight is head:
+        elif id(weight) in head:
             name = "head"
         else:
             name = "layers" if id(weight) in layers else "other"
@@ -267,7 +268,7 @@ def _weights(model: nn.Module, recipe: Recipe) -> int:
 
 def _quantizable(model: nn.Module) -> list[Tensor]:
     """Weights of linear layers but the head's, and not those of an adapter."""
-    head = base_model(model).get_output_embeddings()
+    head = _head(base_model(model))
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     return [m.weight for m in linear if not m.weight.requires_grad]
 
@@ -284,6 +285,12 @@ def _with_dequantised(traced: Pass, model: nn.Module, recipe: Recipe) -> Pass:
     return Pass(
         with_it(traced.learning), with_it(traced.scoring), with_it(traced.checking), traced.kept
     )
+
+
+def _head(base: Any) -> nn.Module:
+    """What gives words their logits, or a reward model its reward."""
+    found: nn.Module = base.get_output_embeddings() or getattr(base, HEAD)
+    return found
 
 
 def _layer_and_root(policy: Policy) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 from prefopt.constraints import Constraint, make_constraints
 from prefopt.data.formats import read_groups
-from prefopt.errors import RecipeError
 from prefopt.objectives.loss import Weighted
 from prefopt.planning.machines import Machine, counted, named
 from prefopt.planning.measuring import Measured, measure, resident, this_machine
@@ -202,9 +201,8 @@ def make_planner(
     if staged:
         notes.append("the training has two stages; this is the first, and the second needs as much")
     resolved, loss = settle(resolved)
-    _refuse_reward_model(loss)
     recipe = resolved.recipe
-    outline = find_outline(recipe.model)
+    outline = find_outline(recipe.model, loss.head)
     other = recipe.reference.name
     named_one = loss.needs_reference and not recipe.reference.own and other != "none"
     reference = find_outline(other) if named_one else None
@@ -271,16 +269,6 @@ def _sampled(
     if recipe.max_steps is not None:
         scale = min(scale, recipe.max_steps / len(data.steps))
     return data, scale
-
-
-def _refuse_reward_model(loss: Weighted) -> None:
-    if loss.head == "reward":
-        raise RecipeError(
-            "what a reward model needs is not foretold",
-            field="objective.name",
-            value=loss.name,
-            remedy="plan the same recipe with objective simpo, whose memory is a little more",
-        )
 
 
 def _constraints(recipe: Recipe, notes: list[str]) -> tuple[Constraint, ...]:

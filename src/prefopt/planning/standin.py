@@ -16,14 +16,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prefopt.constraints import Constraint
 from prefopt.engine.logps import Precision, Scorer
+from prefopt.errors import PrefoptError
 from prefopt.objectives.loss import Weighted
+from prefopt.objectives.objective import Head
 from prefopt.policies.export import model_folder
-from prefopt.policies.load import Policy, load_tokenizer, refuse_no_model, unusable
+from prefopt.policies.load import (
+    Policy,
+    load_tokenizer,
+    refuse_no_model,
+    refuse_reward_model,
+    unusable,
+)
 from prefopt.policies.reference import freeze
+from prefopt.policies.reward import read_config, refuse_other_adapter, settle_head
 from prefopt.recipe import Recipe
 from prefopt.training.examples import Prepared
 from prefopt.training.loop import Job
@@ -36,6 +45,14 @@ def fakes() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+#: head → what makes such a model, and what it is called
+_LOADERS: dict[Head, str] = {
+    "words": "AutoModelForCausalLM",
+    "reward": "AutoModelForSequenceClassification",
+}
+_KINDS: dict[Head, str] = {"words": "causal language model", "reward": "reward model"}
+
+
 @dataclass(frozen=True)
 class Outline:
     """What is known of a model without its weights.
@@ -46,6 +63,7 @@ class Outline:
         name: folder or hub id.
         generation: its generation config, where it has one.
         adapter: PEFT's config, if the folder holds an adapter; the rest is of its base.
+        head: for words, or for rewards.
     """
 
     config: Any
@@ -53,6 +71,7 @@ class Outline:
     name: str
     generation: Any = None
     adapter: Any = None
+    head: Head = "words"
 
     @property
     def layers(self) -> int:
@@ -66,17 +85,18 @@ class Outline:
         return next(fitting, len(kinds) or 1)
 
     def policy(self, depth: int | None = None) -> Policy:
-        """The policy that `load_policy` would return, with fake parameters.
+        """The policy that loading it would return, with fake parameters.
 
         Args:
             depth: layers; by default all.
 
         Raises:
-            PolicyError: `transformers` has no causal language model of this kind.
+            PolicyError: `transformers` has no causal language model of this kind, or no
+                reward model.
         """
-        from transformers import AutoModelForCausalLM
+        import transformers
 
-        loader: Any = AutoModelForCausalLM
+        loader: Any = getattr(transformers, _LOADERS[self.head])
         config = copy.deepcopy(self.config)
         if depth is not None and depth != self.layers:
             _shorten(config.get_text_config(), depth)
@@ -84,10 +104,12 @@ class Outline:
             with torch.device("meta"):
                 model = loader.from_config(config, dtype=torch.float32)
         except Exception as error:  # a config that no model can be made of
-            raise unusable(self.name, error) from error
+            raise unusable(self.name, error, kind=_KINDS[self.head]) from error
         model.config._name_or_path = self.name
         give_shapes(model)
-        if self.generation is not None:
+        if self.head == "reward":
+            settle_head(self.name, model, self.tokenizer)
+        elif self.generation is not None:
             model.generation_config = self.generation
         if self.adapter is not None:
             from peft import get_peft_model
@@ -99,22 +121,29 @@ class Outline:
         return Policy(model, self.tokenizer, self.name)
 
 
-def find_outline(name: str) -> Outline:
+def find_outline(name: str, head: Head = "words") -> Outline:
     """Read what is known of a model: a folder, a run's folder, or a hub id.
 
+    Args:
+        name: which.
+        head: what it is trained with.
+
     Raises:
-        PolicyError: there is no such model, it is not a causal language model, or its
-            tokenizer is missing.
+        PolicyError: there is no such model, it is of another kind, or its tokenizer is missing.
     """
     source = model_folder(name)
     refuse_no_model(source)
+    if head == "words":
+        refuse_reward_model(source)
     try:
-        return _read(source)
+        return _read(source, head)
+    except PrefoptError:
+        raise
     except Exception as error:  # as in `load_policy`
-        raise unusable(source, error) from error
+        raise unusable(source, error, kind=_KINDS[head]) from error
 
 
-def _read(source: str) -> Outline:
+def _read(source: str, head: Head) -> Outline:
     from transformers import AutoConfig, GenerationConfig
 
     adapter = None
@@ -124,12 +153,14 @@ def _read(source: str) -> Outline:
 
         adapter = PeftConfig.from_pretrained(source)
         base = str(adapter.base_model_name_or_path)
-    config = AutoConfig.from_pretrained(base)
+        if head == "reward":
+            refuse_other_adapter(source, adapter)
+    config = AutoConfig.from_pretrained(base) if head == "words" else read_config(base)[0]
     try:
         generation = GenerationConfig.from_pretrained(base)
     except OSError:  # it has none: what the model's config says holds
         generation = None
-    return Outline(config, load_tokenizer(source), source, generation, adapter)
+    return Outline(config, load_tokenizer(source), source, generation, adapter, head)
 
 
 def give_shapes(model: nn.Module) -> None:
@@ -137,8 +168,8 @@ def give_shapes(model: nn.Module) -> None:
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
-            if weight is None or is_fake(weight):
-                continue
+            if weight is None or getattr(weight, "fake_mode", None) is fakes():
+                continue  # a copy of a fake tensor is of another mode, and is replaced too
             if id(weight) not in made:
                 with fakes():
                     empty = torch.empty(weight.shape, dtype=weight.dtype)

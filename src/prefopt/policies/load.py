@@ -83,7 +83,7 @@ def load_policy(
     """
     source = str(name)
     refuse_no_model(source)
-    _refuse_reward_model(source)
+    refuse_reward_model(source)
     target = usable_device(device)
     how = quantized.wanted(source, quantize)
     options = quantized.loading_options(how, target) if how else {}
@@ -148,7 +148,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _refuse_reward_model(source: str) -> None:
+def refuse_reward_model(source: str) -> None:
     """Loaded as a policy it would speak with a head that nobody trained."""
     if is_reward_model(source):
         raise PolicyError(

@@ -89,28 +89,54 @@ def _load(source: str, seed: int | None) -> tuple[Any, Any]:
         model = _with_adapter(source)
     else:
         model = _whole(source, seed)
-    if not hasattr(base_model(model), HEAD):
+    settle_head(source, base_model(model), tokenizer)
+    return model, tokenizer
+
+
+def settle_head(source: str, model: Any, tokenizer: Any) -> None:
+    """Refuse a classifier whose head is none for rewards, and settle where one is read.
+
+    Args:
+        source: what the model was made from.
+        model: the classifier, with weights or without; its config is changed.
+        tokenizer: its own; it gets the pad that rewards can be read before.
+
+    Raises:
+        PolicyError: it has other outputs than one, or is no decoder.
+    """
+    _refuse_other_outputs(source, model)
+    if not hasattr(model, HEAD):
         raise PolicyError(
             f"the reward model in {source} has no head called `{HEAD}`, so it is no decoder",
             field="model",
             value=source,
             remedy="use a decoder with one label, such as LlamaForSequenceClassification",
         )
-    _settle_tokens(source, base_model(model), tokenizer)
-    return model, tokenizer
+    _settle_tokens(source, model, tokenizer)
+
+
+def read_config(source: str) -> tuple[Any, bool]:
+    """The config of a reward model in a folder, and whether it was one before.
+
+    A language model's gets one output.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    made = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
+    if not made:
+        config.num_labels = 1
+    return config, made
 
 
 def _whole(source: str, seed: int | None) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
-    kinds = AutoConfig.from_pretrained(source).architectures or []
-    made = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    config, made = read_config(source)
     loader: Any = AutoModelForSequenceClassification
-    own = {} if made else {"num_labels": 1}
     model, found = loader.from_pretrained(
-        source, dtype=torch.float32, output_loading_info=True, **own
+        source, config=config, dtype=torch.float32, output_loading_info=True
     )
-    _refuse_other_outputs(source, model)
     missing = set(found["missing_keys"])
     fresh = {key for key in missing if key.startswith(f"{HEAD}.")}
     if made or seed is None or missing - fresh:
@@ -130,22 +156,29 @@ def _whole(source: str, seed: int | None) -> Any:
 def _with_adapter(source: str) -> Any:
     from peft import AutoPeftModelForSequenceClassification, PeftConfig
 
-    kind = PeftConfig.from_pretrained(source).task_type
-    if kind != "SEQ_CLS":
+    refuse_other_adapter(source, PeftConfig.from_pretrained(source))
+    model = AutoPeftModelForSequenceClassification.from_pretrained(
+        source, num_labels=1, dtype=torch.float32
+    )
+    # Behind the adapter's head is one that the base got as it was loaded: drawn, and never asked.
+    head: Any = getattr(base_model(model), HEAD)
+    head.original_module.load_state_dict(head.modules_to_save["default"].state_dict())
+    return model
+
+
+def refuse_other_adapter(source: str, config: Any) -> None:
+    """Refuse an adapter, by PEFT's config of it, that is none of a reward model.
+
+    Raises:
+        PolicyError: it is another's.
+    """
+    if config.task_type != "SEQ_CLS":
         raise PolicyError(
             f"{source} is an adapter of a policy, and a reward model cannot begin on top of one",
             field="model",
             value=source,
             remedy="merge it first with `prefopt export`, and give the folder that it writes",
         )
-    model = AutoPeftModelForSequenceClassification.from_pretrained(
-        source, num_labels=1, dtype=torch.float32
-    )
-    _refuse_other_outputs(source, base_model(model))
-    # Behind the adapter's head is one that the base got as it was loaded: drawn, and never asked.
-    head: Any = getattr(base_model(model), HEAD)
-    head.original_module.load_state_dict(head.modules_to_save["default"].state_dict())
-    return model
 
 
 def _refuse_other_outputs(source: str, model: Any) -> None:
