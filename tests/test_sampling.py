@@ -99,6 +99,160 @@ def test_first_tokens_follow_the_policy(make_policy: MakePolicy) -> None:
     assert distance(drawn(top_p=0.6), expected(kept.softmax(-1))) < 0.03
 
 
+def test_a_number_falls_on_a_token_as_often_as_it_is_probable() -> None:
+    """To the last of 20,000 numbers, after temperature, top-k and top-p, in that order."""
+    import torch
+
+    from prefopt.sampling.drawing import next_tokens, warpers
+
+    chances = torch.tensor([0.05, 0.0, 0.4, 0.1, 0.25, 0.2], dtype=torch.float64)
+    logits = chances.log().float()
+    count = 20_000
+    numbers = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+
+    def expected(temperature: float, top_p: float, top_k: int) -> torch.Tensor:
+        weights = chances ** (1 / temperature)
+        order = weights.argsort(descending=True)
+        if top_k:
+            weights[order[top_k:]] = 0
+        weights = weights / weights.sum()
+        before = weights[order].cumsum(0) - weights[order]
+        weights[order[before >= top_p]] = 0  # the first that reach it stay
+        return weights / weights.sum()
+
+    for how in ((1.0, 1.0, 0), (0.5, 1.0, 0), (2.0, 1.0, 3), (1.0, 0.7, 0), (1.0, 0.7, 2),
+                (0.5, 0.9, 4), (1.0, 1e-9, 0), (1.0, 1.0, 100)):  # fmt: skip
+        tokens = next_tokens(logits.expand(count, -1), warpers(*how), numbers)
+        found = tokens.bincount(minlength=6).double()
+        assert (found - count * expected(*how)).abs().max() <= 1.0, how
+    ends = torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64)
+    assert next_tokens(logits.expand(2, -1), [], ends).tolist() == [0, 5]
+    assert next_tokens(logits.roll(1).expand(2, -1), [], ends).tolist() == [0, 5]
+    last = torch.tensor([0.5, 0.5, 0.0]).log()  # never what has no chance at all
+    assert next_tokens(last.expand(2, -1), [], ends).tolist() == [0, 1]
+    assert next_tokens(last.flip(0).expand(2, -1), [], ends).tolist() == [1, 2]
+
+
+def test_two_tokens_have_their_joint_distribution(make_policy: MakePolicy) -> None:
+    """Of 4000 samples of two tokens among three, every frequency within four deviations."""
+    import torch
+
+    from prefopt.engine.tokens import Encoder
+    from prefopt.sampling.generate import sample_tokens
+
+    policy = make_policy(initializer_range=0.2)
+    prompts = ["The film", "How do I"]
+    groups = sample_tokens(policy, prompts, n=4000, max_new_tokens=2, top_k=3, batch_size=3000)
+    for prompt, group in zip(prompts, groups, strict=True):
+        ids = Encoder(policy.tokenizer).prompt_ids(prompt).tolist()
+
+        def kept(after: list[int]) -> dict[int, float]:
+            with torch.no_grad():
+                logits = policy.model(input_ids=torch.tensor([after])).logits[0, -1]
+            best = logits.topk(3)
+            return dict(zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True))
+
+        expected: dict[tuple[int, ...], float] = {}
+        for first, chance in kept(ids).items():
+            if first in policy.end_of_turn:
+                expected[first,] = chance
+                continue
+            for second, more in kept([*ids, first]).items():
+                expected[first, second] = chance * more
+        found = Counter(tuple(answer.tolist()) for answer in group.completions)
+        assert set(found) <= set(expected)
+        assert len(expected) > 6
+        for answer, chance in expected.items():
+            spread = (chance * (1 - chance) / 4000) ** 0.5
+            assert abs(found[answer] / 4000 - chance) < 4 * spread + 1e-3, answer
+
+
+def _scripted(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
+    """The policy says this, whatever it thinks."""
+    import torch
+
+    from prefopt.sampling import continuous
+
+    coming = iter(ids)
+    monkeypatch.setattr(
+        continuous, "next_tokens", lambda logits, *_: torch.full((len(logits),), next(coming))
+    )
+
+
+@pytest.mark.parametrize("between", [0, 9], ids=["together", "special tokens between"])
+@pytest.mark.parametrize(
+    ("said", "stop", "before"),
+    [("go on. Stop here", "Stop", "go on. "), ("a naïve cliché it is", "é", "a naïve clich"),
+     ("日本語です", "語で", "日本"), ("Stop", "Stop", ""), ("one STOP", "TOP", "one S")],
+)  # fmt: skip
+def test_stops_are_found_in_text_not_in_tokens(
+    make_policy: MakePolicy,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    stop: str,
+    before: str,
+    between: int,
+) -> None:
+    """Spread over tokens, over the bytes of a character, with tokens between that are no text."""
+    from prefopt.sampling.sampler import LocalSampler, Sample
+    from prefopt.sampling.settings import Settings
+
+    policy = make_policy()
+    turn = policy.tokenizer.convert_tokens_to_ids("<|turn|>")
+    ids = [policy.tokenizer(said[:end], add_special_tokens=False)["input_ids"]
+           for end in (said.index(stop) + len(stop), len(said))]  # fmt: skip
+    spread = [[one for token in each for one in (token, *[turn] * between)] for each in ids]
+    needed = len(spread[0]) - between
+    _scripted(monkeypatch, spread[0] + spread[1][len(spread[0]) :])
+    seen: list[int] = []
+    from prefopt.sampling import continuous
+
+    end = continuous.Rules.end
+    monkeypatch.setattr(
+        continuous.Rules, "end", lambda rules, row: seen.append(1) or end(rules, row)
+    )
+    settings = Settings(max_new_tokens=len(spread[1]), temperature=0.0, stop=(stop, "never"))
+    ((sample,),) = LocalSampler(policy).sample_all(["The film"], settings)
+    assert sample == Sample(before, "stop", sample.logp)
+    assert len(seen) == needed  # not one token more was drawn
+
+
+def test_answers_that_end_at_once(make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefopt.sampling.sampler import LocalSampler
+    from prefopt.sampling.settings import Settings
+
+    policy = make_policy()
+    eos = policy.tokenizer.eos_token_id
+    _scripted(monkeypatch, [eos])
+    settings = Settings(max_new_tokens=5, temperature=0.0, stop=("x",))
+    ((sample,),) = LocalSampler(policy).sample_all(["The film"], settings)
+    assert (sample.text, sample.finish) == ("", "end")
+    assert sample.logp is not None and sample.logp < 0
+
+
+def test_more_samples_than_tokens(make_policy: MakePolicy) -> None:
+    policy = make_policy(initializer_range=0.02)
+    texts = _sample(policy, PROMPTS[:1], n=1000, max_new_tokens=1, top_k=2, batch_size=300)[0]
+    assert len(texts) == 1000
+    assert len(set(texts)) == 2
+
+
+def test_waiting_samples_take_no_memory(
+    make_policy: MakePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are drawn when a row begins; of a thousand rows they would fill the memory."""
+    from prefopt.sampling import generate
+
+    drawn: list[int] = []
+    plain = generate.uniforms
+    monkeypatch.setattr(generate, "uniforms", lambda *how: drawn.append(1) or plain(*how))
+    ahead: list[int] = []
+    _sample(make_policy(), PROMPTS, n=20, batch_size=8, max_new_tokens=3,
+            progress=lambda done, _: ahead.append(len(drawn) - done))  # fmt: skip
+    assert len(drawn) == 100
+    assert max(ahead) <= 8
+
+
 def test_temperature_zero_takes_the_most_probable(make_policy: MakePolicy) -> None:
     import torch
 
@@ -377,6 +531,7 @@ def test_progress_counts_completions(make_policy: MakePolicy) -> None:
         ({"n": 0}, "n"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": 1e-40}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
