@@ -198,10 +198,13 @@ class Loop:
             data = data_of(self.ledger, number)
             settings = self.teaching.recipe(self.ledger, self.ground.model, number, data)
             train(load_recipe(None, settings, origin="rounds"), progress=self.progress)
-            build_report(folder)
             return {}
 
-        return self.ledger.stage(number, "train", work)
+        figures = self.ledger.stage(number, "train", work)
+        folder = self.ledger.stage_folder(number, "train")
+        if not (folder / "report.html").exists():  # a training finishes before it has its page
+            build_report(folder)
+        return figures
 
     def measure(self, number: int) -> dict[str, Any]:
         from prefopt.rounds.measuring import measure
