@@ -6,7 +6,7 @@ happens to a block depends on its language:
 
     python    executed; the blocks of a page share their names
     yaml      written to the file that its first line names (`# recipe.yaml`)
-    sh        each line `prefopt …` executed in README.md and docs/data.md, elsewhere only parsed
+    sh        each line `prefopt …` executed on the pages of `EXECUTED`, elsewhere only parsed
     console   each line `$ prefopt …` parsed
 
 A block after `<!-- skip: next -->` is left alone, and so are commands that take minutes. A
@@ -35,7 +35,8 @@ PAGES = [
     *sorted((ROOT / "examples").rglob("*.md")),
     *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]
-EXECUTED = {README, ROOT / "docs" / "data.md"}
+TRAINING, DATA = ROOT / "docs" / "training.md", ROOT / "docs" / "data.md"
+EXECUTED = {README, TRAINING, DATA}
 MINUTES = {"demo"}
 PAIRS = (
     ("How do I bake bread?", "Mix flour, water, salt and yeast, then wait.", "No."),
@@ -117,35 +118,38 @@ def test_page(
 # -- tables --------------------------------------------------------------------------------
 
 
-def first_column(heading: str) -> list[str]:
-    """The code words in the first column of the table under a heading of the README."""
-    section = README.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def first_column(page: Path, heading: str) -> list[str]:
+    """The code words in the first column of the table under a heading of a page."""
+    section = page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return [word for cell in cells for word in re.findall(r"`([^`]+)`", cell)]
 
 
-def test_readme_lists_every_recipe_key() -> None:
+def test_every_recipe_key_is_explained() -> None:
     from prefopt.recipe import Recipe
 
-    assert sorted(first_column("Recipes")) == sorted(Recipe.model_fields)
+    assert sorted(first_column(TRAINING, "Settings")) == sorted(Recipe.model_fields)
 
 
 def test_readme_lists_every_command() -> None:
     from prefopt.cli.app import COMMANDS
 
-    assert first_column("Commands") == [f"prefopt {name}" for name, *_ in COMMANDS]
+    assert first_column(README, "Commands") == [f"prefopt {name}" for name, *_ in COMMANDS]
 
 
-def test_readme_lists_every_layout() -> None:
+def test_every_layout_is_listed() -> None:
     from prefopt.data.layouts import LAYOUTS
 
-    assert sorted(first_column("Formats")) == sorted(layout.name for layout in LAYOUTS)
+    assert sorted(first_column(DATA, "Layouts")) == sorted(layout.name for layout in LAYOUTS)
 
 
-def test_readme_lists_every_objective() -> None:
+def test_readme_counts_rightly() -> None:
     from prefopt.objectives import OBJECTIVES
+    from prefopt.policies.adapter_table import ADAPTERS
 
-    assert sorted(first_column("Objectives")) == sorted(OBJECTIVES)
+    page = README.read_text(encoding="utf-8")
+    assert f"[{len(OBJECTIVES)} objectives]" in page
+    assert f"[{len(ADAPTERS)} adapters]" in page
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -187,6 +191,14 @@ def test_figures_on_the_pages_are_those_measured() -> None:
     }
     assert not wrong
     assert measured_rows(README.read_text(encoding="utf-8")), "README.md shows no measured ratios"
+
+
+def test_the_first_figures_of_the_readme_are_those_of_its_table() -> None:
+    page = README.read_text(encoding="utf-8")
+    first = page.split("- **It is fast")[1].split("\n- **")[0]
+    said = set(re.findall(r"\d+\.\d+", first)) - {"1.16", "14.7"}  # TRL's version, the parameters
+    measured = {part for row in measured_rows(page) for cell in row for part in cell.split(" / ")}
+    assert len(said) >= 4 and said <= measured
 
 
 def test_a_wrong_figure_would_be_noticed() -> None:
