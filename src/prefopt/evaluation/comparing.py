@@ -17,7 +17,7 @@ from prefopt.data.checking.estimates import Codes, mean, share
 from prefopt.evaluation.asking import was_asked
 from prefopt.evaluation.length_control import length_controlled
 from prefopt.evaluation.matches import Match, clusters_of
-from prefopt.evaluation.paired import by_prompt, holm, permutation_test
+from prefopt.evaluation.paired import holm, permutation_test
 
 _VALUES = 40  # categories of one column that are told apart
 _NO_VALUE = "(none)"
@@ -117,10 +117,16 @@ def codes_of(keys: Sequence[Hashable]) -> Codes:
 
 
 def _p_of_half(values: Any, keys: Sequence[Hashable], seed: int) -> float:
-    """Of the permutation test by prompt: would either policy as well have won?"""
-    means = by_prompt(values.tolist(), keys)
-    order = sorted(means, key=repr)  # which signs are drawn must not depend on the rows' order
-    return permutation_test([means[key] - 0.5 for key in order], seed=seed)
+    """Of the permutation test by prompt: would either policy as well have won?
+
+    A prompt's sum, not its mean, is what may have either sign: then the test is of the rate
+    itself, in which every pair counts alike, however many a prompt has.
+    """
+    sums: dict[Hashable, float] = {}
+    for value, key in zip(values.tolist(), keys, strict=True):
+        sums[key] = sums.get(key, 0.0) + value - 0.5
+    order = sorted(sums, key=repr)  # which signs are drawn must not depend on the rows' order
+    return permutation_test([sums[key] for key in order], seed=seed)
 
 
 def _orders(matches: Sequence[Match]) -> dict[str, Any] | None:

@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 _FOLDS = 5
 _STRENGTHS = 10.0 ** np.arange(-4.0, 4.5, 8 / 9)  # scikit-learn's own ten
 _SAMPLES = 200  # draws of prompts for the interval
+_NOTHING = 1e-9  # of a verdict
+_ITERATIONS = 10_000
 _FEWEST = 20  # prompts without which five folds say nothing
 APPROXIMATE = (
     "an approximation of AlpacaEval's: without the difficulty of each instruction, which is "
@@ -127,18 +129,27 @@ def _chosen(features: Floats, targets: Floats, folds: NDArray[np.int64]) -> floa
 def _fit(
     features: Floats, targets: Floats, weights: Floats, strength: float
 ) -> tuple[float, float]:
-    """θ and φ. A target between 0 and 1 is a win and a loss, weighted by it."""
+    """θ and φ. A target between 0 and 1 is a win and a loss, weighted by it.
+
+    The penalty alone holds θ back where all of some data is won, or lost; the library refuses
+    such data, so next to nothing of the other class is added.
+    """
     from sklearn.linear_model import LogisticRegression
 
     both = np.concatenate([targets * weights, (1.0 - targets) * weights])
+    wins = np.repeat([1, 0], len(targets))
     held = both > 0
-    wins = np.repeat([1, 0], len(targets))[held]
-    if wins.min() == wins.max():  # of a draw of prompts: the likelihood alone has no maximum
-        return (np.inf if wins[0] else -np.inf), 0.0
+    held[[0, len(targets)]] = True
     model = LogisticRegression(
-        C=strength, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=0
+        C=strength,
+        l1_ratio=1.0,
+        solver="liblinear",
+        fit_intercept=False,
+        random_state=0,
+        max_iter=_ITERATIONS,
     )
-    model.fit(np.concatenate([features, features])[held], wins, sample_weight=both[held])
+    weight = np.maximum(both[held], _NOTHING)
+    model.fit(np.concatenate([features, features])[held], wins[held], sample_weight=weight)
     theta, phi = model.coef_[0]
     return float(theta), float(phi)
 
