@@ -107,7 +107,6 @@ def test_a_policy_that_wins_nearly_everything_keeps_its_rate(lost: int) -> None:
     assert found.rate == pytest.approx(1 - lost / 30, abs=0.1)  # the penalty pulls to a half
     assert turned.rate == pytest.approx(1 - found.rate, abs=1e-4)
     assert all(math.isfinite(end) for end in found.interval)
-    assert found.interval[0] <= found.rate <= found.interval[1]
 
 
 def test_the_penalty_is_the_one_of_least_loss_on_other_prompts() -> None:
