@@ -174,6 +174,42 @@ def test_a_run_knows_its_reference_and_its_beta(
     assert verdict.probability == pytest.approx(1 / (1 + math.exp(-gap)), abs=1e-5)
 
 
+def retrained(folder: Path) -> None:
+    """Other weights in the same place, as if somebody had trained it again."""
+    policy = load_policy(folder, device="cpu")
+    with torch.no_grad():
+        next(policy.model.parameters()).view(-1)[0] += 1e-3
+    policy.model.save_pretrained(folder)
+
+
+def test_a_model_that_was_trained_again_in_its_place_is_another_judge(
+    tiny_policy_folder: Path, reward_run: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_policy_folder, base)
+    run = dpo(base, pairs(tmp_path / "p.jsonl"), tmp_path / "dpo")
+    specs: list[Any] = [f"lm:{run / 'model'}", f"implicit:{run}", f"selfreward:{run}"]
+    before = [make_judge(spec, device="cpu").identity() for spec in specs]
+    assert before == [make_judge(spec, device="cpu").identity() for spec in specs]
+    retrained(run / "model")
+    after = [make_judge(spec, device="cpu").identity() for spec in specs]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    rewarding = make_judge(f"reward:{reward_run}", device="cpu").identity()
+    model = load_policy_like(reward_run).model
+    with torch.no_grad():
+        model.score.weight[0, 0] += 1e-3
+    model.save_pretrained(reward_run / "model")
+    assert make_judge(f"reward:{reward_run}", device="cpu").identity() != rewarding
+    # What a run was trained from is known by what it was, and not by where it lay.
+    retrained(base)
+    with pytest.raises(PolicyError, match="has changed since the run was trained from it"):
+        make_judge(f"implicit:{run}", device="cpu")
+    said = {"kind": "implicit", "model": str(run), "reference": str(base)}
+    assert make_judge(said, device="cpu").score_all(ANSWERS)
+
+
 def test_what_a_run_cannot_say_must_be_said(tiny_policy_folder: Path, tmp_path: Path) -> None:
     data = pairs(tmp_path / "p.jsonl")
     with pytest.raises(RecipeError, match="it is not said what the policy was trained from"):

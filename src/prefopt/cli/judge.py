@@ -156,7 +156,7 @@ def _shown(found: Judged, skipped: dict[str, int], folder: str, out: str) -> lis
         "replies not read": counts(found.failures),
     }
     if found.refusal:
-        rows["refused with"] = found.refusal
+        rows["no reply, as"] = found.refusal
     if found.not_asked:
         rows["not asked"] = f"{found.not_asked:,}, beyond the budget"
     if found.what == "compare":
@@ -165,6 +165,8 @@ def _shown(found: Judged, skipped: dict[str, int], folder: str, out: str) -> lis
         rows["flips with the order"] = (
             f"{found.inconsistent:,} of {seen:,} ({percent(found.inconsistent / seen)})"
             if seen
+            else "no verdict was read in both orders"
+            if found.failures
             else "not seen: the judge sees no order"
         )
         if found.first_share is not None:

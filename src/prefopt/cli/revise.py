@@ -173,7 +173,7 @@ def _outcome(
         "nothing written": f"{failures.total():,} rounds ({counts(failures)})"
         if failures
         else "0 rounds",
-        **({"refused with": refusal} if refusal else {}),
+        **({"no reply, as": refusal} if refusal else {}),
         "left out": counts(kept["skipped"]),
         "kept in": kept["journal"],
         "written": kept["out"],

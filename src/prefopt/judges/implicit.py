@@ -6,10 +6,12 @@ al. 2023, arXiv:2305.18290, eq. 5). Of a run the reference and β are known.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.errors import PolicyError
 from prefopt.judges import settings
 from prefopt.judges.judge import Judge
 from prefopt.judges.reward import Rewarding
@@ -26,7 +28,8 @@ def make_implicit(chosen: settings.Implicit, context: Context) -> Judge:
 
     Raises:
         RecipeError: the reference or β is not said, and no run says it.
-        PolicyError: one of the two cannot be loaded, or they have different tokenizers.
+        PolicyError: one of the two cannot be loaded, they have different tokenizers, or what the
+            run was trained from has changed since.
     """
     from prefopt.engine.logps import Scorer
     from prefopt.policies.export import model_folder
@@ -38,6 +41,14 @@ def make_implicit(chosen: settings.Implicit, context: Context) -> Judge:
     policy = load_policy(model_folder(chosen.model), device=context.device)
     reference = load_reference(model_folder(name), policy)
     ours, theirs = Scorer(policy.model), Scorer(reference.model)
+    was = fingerprint_model(reference.model)
+    if chosen.reference is None and _began_as(chosen.model) not in (None, was):
+        raise PolicyError(
+            f"the model in {name} has changed since the run was trained from it",
+            field=f"{context.prefix}reference",
+            value=chosen.model,
+            remedy="restore it, or set reference to the model that it is to be compared with",
+        )
 
     def rewards(groups: Sequence[TokenGroup]) -> Tensor:
         return beta * (ours(groups).double() - theirs(groups).double())
@@ -45,7 +56,7 @@ def make_implicit(chosen: settings.Implicit, context: Context) -> Judge:
     about = {
         "kind": "implicit",
         "model": fingerprint_model(policy.model),
-        "reference": fingerprint_model(reference.model),
+        "reference": was,
         "tokenizer": fingerprint_tokenizer(policy.tokenizer),
         "beta": beta,
     }
@@ -103,12 +114,29 @@ def _beta(chosen: settings.Implicit, context: Context) -> float:
     return float(beta)
 
 
+def _began_as(model: str) -> str | None:
+    """Fingerprint of the model that a run began with, if that is its reference as it is stored."""
+    recipe, run = _recipe(model), _run(model)
+    if run is None or recipe.reference.name != "initial" or recipe.quantize:
+        return None
+    if recipe.weights != "fp32":
+        return None
+    policy = json.loads((run / "manifest.json").read_bytes()).get("policy") or {}
+    found: str | None = policy.get("fingerprint")
+    return found
+
+
 def _recipe(model: str) -> Any:
     """The recipe of the run that a folder is, or that its model is in; None if it is none."""
     from prefopt.recipe import load_recipe
 
+    run = _run(model)
+    return None if run is None else load_recipe(run / "recipe.yaml", {}).recipe
+
+
+def _run(model: str) -> Path | None:
     folder = Path(model)
     for place in (folder, folder.parent):
         if (place / "recipe.yaml").exists() and (place / "manifest.json").exists():
-            return load_recipe(place / "recipe.yaml", {}).recipe
+            return place
     return None

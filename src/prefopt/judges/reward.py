@@ -49,7 +49,8 @@ class Rewarding:
     ) -> None:
         self.name = name
         self._policy, self._score = policy, score
-        self._about = {**about, "temperature": temperature}
+        ends = sorted(policy.end_of_turn)
+        self._about = {**about, "ends": ends, "temperature": temperature}
         self._temperature, self._microbatch_tokens = temperature, microbatch_tokens
 
     def identity(self) -> Mapping[str, Any]:

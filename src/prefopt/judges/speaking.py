@@ -123,6 +123,7 @@ class LocalSpeaker:
         return {
             "model": fingerprint_model(self._policy.model),
             "tokenizer": fingerprint_tokenizer(self._policy.tokenizer),
+            "ends": sorted(self._policy.end_of_turn),
         }
 
     def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
