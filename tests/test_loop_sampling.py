@@ -45,3 +45,22 @@ def test_a_sample_ends_with_the_token_that_completes_a_stop(
                 for length in range(1, len(sample.ids) + 1)]  # fmt: skip
         assert not any(ends[:-1]), "it went on after a stop"
         assert ends[-1] == sample.stopped
+
+
+def test_a_model_is_asked_again_about_longer_texts(
+    make_policy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What agrees within a window of eight tokens says nothing of what is beyond it."""
+    from prefopt.sampling import continuous
+
+    asked: list[int] = []
+
+    def agrees(model: Any, length: int) -> bool:
+        asked.append(length)
+        return length < 60
+
+    monkeypatch.setattr(continuous, "_agrees", agrees)
+    model = make_policy("mistral").model
+    lengths = (10, 40, 25, 500, 30, 1000)
+    assert [continuous.serves(model, length) for length in lengths] == [True] * 3 + [False] * 3
+    assert asked == [10, 40, 8 + continuous._BEYOND]  # no text is asked about twice
