@@ -33,9 +33,9 @@ from prefopt.data.aggregation.statements import (
 )
 from prefopt.data.aggregation.table import FIRST, SECOND, TIE
 from prefopt.errors import DataError
-from prefopt.evaluation.asking import settled
 from prefopt.evaluation.comparing import value_of
 from prefopt.judges.judge import Judge, Progress, Question
+from prefopt.judges.orders import settled
 
 #: what "the longer one is better" is called among the kinds, where there are texts
 LONGER = "the longer text"

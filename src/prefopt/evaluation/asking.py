@@ -72,21 +72,6 @@ class Asker:
         return about
 
 
-def settled(verdict: Verdict) -> float | None:
-    """1 the first is better, 0 the second, ½ a tie; None if the verdict cannot be read.
-
-    A verdict that flips with the order is a tie, whatever is left of its probability.
-
-    >>> settled(Verdict(0.7)), settled(Verdict(0.7, order_consistent=False)), settled(Verdict(None))
-    (1.0, 0.5, None)
-    """
-    if verdict.probability is None:
-        return None
-    if verdict.order_consistent is False or verdict.probability == 0.5:
-        return 0.5
-    return 1.0 if verdict.probability > 0.5 else 0.0
-
-
 def was_asked(verdict: Verdict) -> bool:
     """Whether the question was put to the judge at all, and was not beyond its budget."""
     return not any(verdict.transcript.get(name) == value for name, value in NOT_ASKED.items())

@@ -20,8 +20,8 @@ from prefopt.data.aggregation.statements import columns_of, verdicts_of
 from prefopt.data.files import Row, find_files, stream_rows
 from prefopt.data.formats import read_groups
 from prefopt.errors import DataError
-from prefopt.evaluation.asking import settled
 from prefopt.judges.judge import Question, Verdict
+from prefopt.judges.orders import settled
 from prefopt.judges.scoring import preference
 from prefopt.records import Group, Prompt, prompt_key
 from prefopt.runs import atomic_file
