@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser import chromium, open_context, room  # noqa: F401, used by name
+from tests.clock import clock  # noqa: F401, used by name
 from tests.postgres import database_url, fresh_postgresql, postgresql  # noqa: F401, used by name
 
 if TYPE_CHECKING:

@@ -46,26 +46,26 @@ def told(*said: Said, files: Sequence[str] = ("a.jsonl", "b.jsonl")) -> tuple[Fa
         for place, one in enumerate(said, start=1)
     ]
     columns: dict[str, Any] = {
-        "file": np.array([file for file, _ in rows], np.uint16),
-        "number": np.array([number for _, number in rows], np.uint32),
-        "row": np.array(of, np.uint32),
+        "file": [file for file, _ in rows],
+        "number": [number for _, number in rows],
+        "row": of,
         "prompt": digests(one.prompt for one in said),
         "first": digests(one.worse if one.turned else one.better for one in said),
         "second": digests(one.better if one.turned else one.worse for one in said),
-        "toward": np.array([0 if one.tie else -1 if one.turned else 1 for one in said], np.int8),
-        "stated": np.array([one.stated for one in said], np.bool_),
-        "probability": np.array([0.5 if one.tie else one.probability for one in said], np.float32),
-        "weight": np.ones(len(said), np.float32),
-        "preferred_length": np.array([len(one.better) for one in said], np.uint32),
-        "dispreferred_length": np.array([len(one.worse) for one in said], np.uint32),
-        "preferred_marks": np.zeros(len(said), np.uint16),
-        "dispreferred_marks": np.zeros(len(said), np.uint16),
-        "source": np.zeros(len(said), np.uint16),
-        "category": np.array([categories[one.category] for one in said], np.uint16),
-        "annotator": np.array([annotators[one.annotator] for one in said], np.uint32),
+        "toward": [0 if one.tie else -1 if one.turned else 1 for one in said],
+        "stated": [one.stated for one in said],
+        "probability": [0.5 if one.tie else one.probability for one in said],
+        "preferred_length": [len(one.better) for one in said],
+        "dispreferred_length": [len(one.worse) for one in said],
+        "category": [categories[one.category] for one in said],
+        "annotator": [annotators[one.annotator] for one in said],
     }
-    facts = Facts(
-        files=files, annotators=tuple(annotators), categories=tuple(categories), **columns
+    facts = plain(
+        len(said),
+        files=files,
+        annotators=tuple(annotators),
+        categories=tuple(categories),
+        **columns,
     )
     examples = [
         Example(place, one.prompt, one.prompt, one.better, one.worse)
@@ -82,24 +82,17 @@ def digests(texts: Any) -> Any:
     )
 
 
-def many(size: int, prompts: int, completions: int = 4, seed: int = 0, **columns: Any) -> Facts:
-    """Random comparisons whose completions have an order that all of them keep."""
-    rng = np.random.default_rng(seed)
-    prompt = rng.integers(prompts, size=size).astype(np.uint64)
-    sides = rng.integers(completions, size=(size, 2))
-    sides[:, 1] += sides[:, 0] == sides[:, 1]
-    key = prompt * np.uint64(1000) + np.uint64(1)
-    first, second = (
-        (key + side.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15) for side in sides.T
-    )
+def plain(size: int, **columns: Any) -> Facts:
+    """Comparisons in which nothing is noteworthy, but for the columns given."""
     default: dict[str, Any] = {
+        "files": ["rows.jsonl"],
         "file": np.zeros(size, np.uint16),
         "number": np.arange(1, size + 1, dtype=np.uint32),
         "row": np.arange(size, dtype=np.uint32),
-        "prompt": prompt * np.uint64(0x9E3779B97F4A7C15),
-        "first": first,
-        "second": second,
-        "toward": np.where(sides[:, 0] < sides[:, 1], 1, -1).astype(np.int8),
+        "prompt": np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15),
+        "first": np.arange(size, dtype=np.uint64) * np.uint64(2),
+        "second": np.arange(size, dtype=np.uint64) * np.uint64(2) + np.uint64(1),
+        "toward": np.ones(size, np.int8),
         "stated": np.zeros(size, np.bool_),
         "probability": np.ones(size, np.float32),
         "weight": np.ones(size, np.float32),
@@ -111,7 +104,31 @@ def many(size: int, prompts: int, completions: int = 4, seed: int = 0, **columns
         "category": np.zeros(size, np.uint16),
         "annotator": np.zeros(size, np.uint32),
     }
-    return Facts(files=("a.jsonl",), **{**default, **columns})
+    given = {
+        name: np.asarray(value, default[name].dtype) if isinstance(default.get(name), np.ndarray)
+        else value
+        for name, value in columns.items()
+    }  # fmt: skip
+    return Facts(**{**default, **given})
+
+
+def many(size: int, prompts: int, completions: int = 4, seed: int = 0, **columns: Any) -> Facts:
+    """Random comparisons whose completions have an order that all of them keep."""
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(prompts, size=size).astype(np.uint64)
+    sides = rng.integers(completions, size=(size, 2))
+    sides[:, 1] += sides[:, 0] == sides[:, 1]
+    key = prompt * np.uint64(1000) + np.uint64(1)
+    first, second = (
+        (key + side.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15) for side in sides.T
+    )
+    own = {
+        "prompt": prompt * np.uint64(0x9E3779B97F4A7C15),
+        "first": first,
+        "second": second,
+        "toward": np.where(sides[:, 0] < sides[:, 1], 1, -1),
+    }
+    return plain(size, files=("a.jsonl",), **{**own, **columns})
 
 
 def turned(facts: Facts, order: Any) -> Facts:

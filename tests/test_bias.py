@@ -16,38 +16,9 @@ from prefopt.data.checking import marks as looks
 from prefopt.data.checking.facts import APOLOGY, BOLD, CODE, HEADING, LIST, REFUSAL, Facts
 from prefopt.data.checking.findings import Finding
 from prefopt.data.checking.marks import marks
+from tests.telling import plain
 
 Array = NDArray[Any]
-
-
-def facts(size: int, **columns: Any) -> Facts:
-    """Comparisons in which nothing is noteworthy, but for the columns given."""
-    default: dict[str, Any] = {
-        "files": ["rows.jsonl"],
-        "file": np.zeros(size, np.uint16),
-        "number": np.arange(1, size + 1, dtype=np.uint32),
-        "row": np.arange(size, dtype=np.uint32),
-        "prompt": np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15),
-        "first": np.arange(size, dtype=np.uint64) * np.uint64(2),
-        "second": np.arange(size, dtype=np.uint64) * np.uint64(2) + np.uint64(1),
-        "toward": np.ones(size, np.int8),
-        "stated": np.zeros(size, np.bool_),
-        "probability": np.ones(size, np.float32),
-        "weight": np.ones(size, np.float32),
-        "preferred_length": np.full(size, 100, np.uint32),
-        "dispreferred_length": np.full(size, 100, np.uint32),
-        "preferred_marks": np.zeros(size, np.uint16),
-        "dispreferred_marks": np.zeros(size, np.uint16),
-        "source": np.zeros(size, np.uint16),
-        "category": np.zeros(size, np.uint16),
-        "annotator": np.zeros(size, np.uint32),
-    }
-    given = {
-        name: np.asarray(value, default[name].dtype) if isinstance(default.get(name), np.ndarray)
-        else value
-        for name, value in columns.items()
-    }  # fmt: skip
-    return Facts(**{**default, **given})
 
 
 def found(columns: Facts) -> dict[str, Finding]:
@@ -152,7 +123,7 @@ def test_the_interval_of_an_auc_holds() -> None:
 
 def test_length_by_hand() -> None:
     """Differences +100, +50, −30, 0: two of three longer, 30 more on average."""
-    columns = facts(
+    columns = plain(
         4, preferred_length=[200, 150, 70, 100], dispreferred_length=[100, 100, 100, 100]
     )
     longer = bias.figures(columns)["longer"]
@@ -168,21 +139,21 @@ def test_length_by_hand() -> None:
 
 def test_a_planted_length_bias_is_found_with_its_size() -> None:
     rng = np.random.default_rng(4)
-    finding = found(facts(4000, **lengths(rng, 4000, 0.7)))["length_bias"]
+    finding = found(plain(4000, **lengths(rng, 4000, 0.7)))["length_bias"]
     assert finding.level == "warning" and finding.count == 4000
     assert finding.value == pytest.approx(0.7, abs=0.02)
     assert finding.interval is not None and finding.interval[0] < 0.7 < finding.interval[1]
     assert finding.message is not None and "longer" in finding.message
-    turned = found(facts(4000, **lengths(rng, 4000, 0.3)))["length_bias"]
+    turned = found(plain(4000, **lengths(rng, 4000, 0.3)))["length_bias"]
     assert turned.level == "warning" and turned.message is not None and "shorter" in turned.message
-    small = found(facts(40_000, **lengths(rng, 40_000, 0.52)))["length_bias"]
+    small = found(plain(40_000, **lengths(rng, 40_000, 0.52)))["length_bias"]
     assert small.level == "note"  # beyond chance, and little
 
 
 def test_lengths_are_seen_as_the_weights_say() -> None:
     """Three quarters longer, but a shorter one weighs three times as much: nothing to see."""
     wins = np.arange(4000) % 4 > 0
-    columns = facts(
+    columns = plain(
         4000,
         preferred_length=np.where(wins, 200, 100),
         dispreferred_length=np.where(wins, 100, 200),
@@ -194,7 +165,7 @@ def test_lengths_are_seen_as_the_weights_say() -> None:
 
 
 def test_histograms_hold_every_decided_comparison() -> None:
-    columns = facts(
+    columns = plain(
         5,
         preferred_length=[0, 1, 2, 1000, 7],
         dispreferred_length=[3, 3, 1, 1024, 7],
@@ -214,17 +185,17 @@ def test_histograms_hold_every_decided_comparison() -> None:
 
 def test_position_is_asked_only_where_the_order_is_known() -> None:
     toward = np.where(np.arange(1000) % 10 < 7, 1, -1)
-    assert "position_bias" not in found(facts(1000, toward=toward))
-    columns = facts(1000, toward=toward, stated=np.arange(1000) < 500)
+    assert "position_bias" not in found(plain(1000, toward=toward))
+    columns = plain(1000, toward=toward, stated=np.arange(1000) < 500)
     finding = found(columns)["position_bias"]
     assert (finding.value, finding.count, finding.level) == (pytest.approx(0.7), 500, "warning")
     toward[:100] = 0
-    tied = bias.figures(facts(1000, toward=toward, stated=np.arange(1000) < 500))["position"]
+    tied = bias.figures(plain(1000, toward=toward, stated=np.arange(1000) < 500))["position"]
     assert (tied["comparisons"], tied["ties"]) == (400, 100)
 
 
 def marked(rng: np.random.Generator, size: int, bit: int, high: float, low: float) -> Facts:
-    return facts(
+    return plain(
         size,
         preferred_marks=bit * (rng.random(size) < high),
         dispreferred_marks=bit * (rng.random(size) < low),
@@ -270,29 +241,29 @@ def test_refusals_are_a_note_either_way() -> None:
 
 def test_one_voice_dominates_beyond_two_thirds() -> None:
     codes = np.repeat([0, 1, 2, 3], [40, 100, 25, 24])
-    columns = facts(189, annotator=codes, annotators=("", "ann", "bob", "cid"))
+    columns = plain(189, annotator=codes, annotators=("", "ann", "bob", "cid"))
     finding = found(columns)["one_annotator"]
     assert finding.value == pytest.approx(100 / 149)
     assert finding.count == 100 and finding.details["unnamed"] == 40
     assert [voice["name"] for voice in finding.details["largest"]] == ["ann", "bob", "cid"]
     codes = np.repeat([1, 2, 3], [98, 25, 24])
     assert "one_annotator" not in found(
-        facts(147, annotator=codes, annotators=("", "ann", "bob", "cid"))
+        plain(147, annotator=codes, annotators=("", "ann", "bob", "cid"))
     )
 
 
 def test_a_single_source_is_no_finding_and_a_single_annotator_is() -> None:
     ones = np.ones(10)
-    assert "one_source" not in found(facts(10, source=ones, sources=("", "web")))
-    assert found(facts(10, annotator=ones, annotators=("", "ann")))["one_annotator"].value == 1.0
+    assert "one_source" not in found(plain(10, source=ones, sources=("", "web")))
+    assert found(plain(10, annotator=ones, annotators=("", "ann")))["one_annotator"].value == 1.0
     two = np.repeat([1, 2], [8, 2])
-    assert found(facts(10, source=two, sources=("", "web", "book")))["one_source"].count == 8
-    even = facts(10, source=two, sources=("", "web", "book"), weight=np.repeat([1, 4], [8, 2]))
+    assert found(plain(10, source=two, sources=("", "web", "book")))["one_source"].count == 8
+    even = plain(10, source=two, sources=("", "web", "book"), weight=np.repeat([1, 4], [8, 2]))
     assert "one_source" not in found(even)
 
 
 def test_voices_have_an_effective_number() -> None:
-    voices = bias.figures(facts(8, category=np.repeat([1, 2], 4), categories=("", "a", "b")))
+    voices = bias.figures(plain(8, category=np.repeat([1, 2], 4), categories=("", "a", "b")))
     assert voices["categories"]["effective"] == pytest.approx(2.0)
     assert voices["annotators"] == {"named": 0, "unnamed": 8, "effective": 0.0, "largest": []}
 
@@ -306,7 +277,7 @@ def symmetric(rng: np.random.Generator) -> Facts:
     size = len(prompts)
     bits = [bit * (rng.random((2, size)) < 0.2) for bit in (LIST, HEADING, BOLD, CODE)]
     drawn = np.sum(bits, axis=0)
-    return facts(
+    return plain(
         size,
         prompt=prompts,
         toward=rng.choice([-1, 1], size),
@@ -335,9 +306,9 @@ def test_neither_the_order_of_rows_nor_a_swap_of_sides_matters() -> None:
     order = rng.permutation(len(base))
     names = ("prompt", "toward", "stated", "weight", "preferred_length", "dispreferred_length",
              "preferred_marks", "dispreferred_marks")  # fmt: skip
-    shuffled = facts(len(base), **{name: getattr(base, name)[order] for name in names})
+    shuffled = plain(len(base), **{name: getattr(base, name)[order] for name in names})
     assert json.dumps(rounded(bias.figures(shuffled))) == json.dumps(rounded(bias.figures(base)))
-    swapped = facts(
+    swapped = plain(
         len(base),
         prompt=base.prompt,
         toward=-base.toward,
@@ -364,10 +335,10 @@ def rounded(value: Any) -> Any:
 
 
 def test_ties_nothing_and_weightless_rows_say_nothing() -> None:
-    assert found(facts(0)) == {}
-    assert found(facts(50, toward=np.zeros(50), preferred_length=np.arange(50))) == {}
-    assert found(facts(50, weight=np.zeros(50), preferred_length=np.arange(50) + 101)) == {}
-    json.dumps(bias.figures(facts(0)), allow_nan=False)
+    assert found(plain(0)) == {}
+    assert found(plain(50, toward=np.zeros(50), preferred_length=np.arange(50))) == {}
+    assert found(plain(50, weight=np.zeros(50), preferred_length=np.arange(50) + 101)) == {}
+    json.dumps(bias.figures(plain(0)), allow_nan=False)
 
 
 # -- marks of a text -----------------------------------------------------------------------

@@ -261,3 +261,19 @@ def test_no_file_names_a_machine() -> None:
             continue
         found += [f"{name}:{n}: {line}" for n, line in enumerate(lines, 1) if personal.search(line)]
     assert not found
+
+
+def palette(path: Path) -> list[dict[str, str]]:
+    """The colours of a style sheet by name, first those of light and then those of dark."""
+    light, dark = path.read_text(encoding="utf-8").split("prefers-color-scheme: dark", 1)
+    return [dict(re.findall(r"--([\w-]+): (#\w+);", part)) for part in (light, dark)]
+
+
+def test_the_labelling_room_has_the_colours_of_the_reports() -> None:
+    """It cannot read their sheet, which is above it and would be another file to serve."""
+    room = palette(PACKAGE / "labelling" / "web" / "static" / "room.css")
+    report = palette(PACKAGE / "report" / "templates" / "style.css")
+    for ours, theirs in zip(room, report, strict=True):
+        shared = ours.keys() & theirs.keys()
+        assert len(shared) >= 8
+        assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}

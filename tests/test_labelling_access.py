@@ -13,18 +13,7 @@ from prefopt.labelling import tables
 from prefopt.labelling.database import open_database
 from prefopt.labelling.refusals import AccessError
 from prefopt.labelling.store import Store
-
-
-class Clock:
-    now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.clock import Clock
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from prefopt.labelling.statistics import team
 from prefopt.labelling.store import Store
 from prefopt.labelling.words import Answer, NewItem, Pressed, Task
 from prefopt.records import Completion, Message, Prompt
+from tests.clock import Clock
 from tests.test_labelling_intake import png
 
 Call = Callable[..., tuple[int, str, str]]
@@ -46,16 +47,6 @@ ODD = (
     "</script>",
 )
 PEOPLE = ("ann", "Zoë 😀", "d'Arc, Jeanne")
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.25
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @contextmanager

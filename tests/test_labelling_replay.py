@@ -26,18 +26,10 @@ from prefopt.labelling.tables import claims, members, places
 from prefopt.labelling.turns import Turn
 from prefopt.labelling.words import Answer, Event, NewItem, Shown, Task
 from prefopt.records import Completion
+from tests.clock import Clock
 
 LEASE = 100
 _tasks = itertools.count()
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 # -- an account by brute force -----------------------------------------------------------------

@@ -29,18 +29,7 @@ from prefopt.labelling.replaying import replay
 from prefopt.labelling.store import Store
 from prefopt.labelling.words import Answer, NewItem, Progress, Shown, Task
 from prefopt.records import Completion, Message
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.clock import Clock
 
 
 @pytest.fixture
@@ -778,7 +767,7 @@ def test_a_transaction_that_lost_is_tried_again(
             done.result()
     assert sum(tries.values()) == 3
     rows = store.database.read(sa.select(tables.annotators.c.at))
-    assert [row.at for row in rows] == [1002.0, 1002.0]
+    assert [row.at for row in rows] == [store.clock() + 2] * 2
 
 
 def test_both_databases_promise_what_was_committed(store: Store) -> None:

@@ -23,24 +23,10 @@ from prefopt.labelling.web.app import create_app
 from prefopt.labelling.web.guard import LIMIT
 from prefopt.labelling.words import Annotator, NewItem, Task
 from prefopt.records import Completion, Message
+from tests.clock import Clock
 
 JSON = {"accept": "application/json"}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(100))
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from prefopt.report.drawing import (
     to_svg,
 )
 from prefopt.report.figures import Plot
-from prefopt.report.words import counted, number
+from prefopt.report.words import counted, number, percent
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -237,8 +237,7 @@ def _marks(figures: Figures) -> Plot | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.set_xlim(left=0)
         spoken = "; ".join(
-            f"{m['mark']} {_percent(m['preferred'])} and {_percent(m['dispreferred'])}"
-            for m in marks
+            f"{m['mark']} {percent(m['preferred'])} and {percent(m['dispreferred'])}" for m in marks
         )
         svg = to_svg(figure, "marks", f"Share of preferred and of dispreferred sides: {spoken}")
     summary = tuple((side, side, "") for side, _ in _SIDES)
@@ -283,7 +282,7 @@ def _margins(figures: Figures) -> Plot | None:
         axes.set_xlim(edges[0], edges[-1])
         axes.set_xlabel("margin of the label, standardised")
         right = found["accuracy"]
-        words = f"it agrees with {_percent(right['value'])} of the labels"
+        words = f"it agrees with {percent(right['value'])} of the labels"
         svg = to_svg(figure, "margins", f"Cross-fitted margins of the labels; {words}")
     note = "A cheap model, fitted on other prompts: on the left it would have said the opposite."
     return Plot("Suspect labels", note, svg, (("", "", words),), paired=False)
@@ -301,7 +300,7 @@ def _voices(found: Mapping[str, Any] | None, title: str, note: str) -> Bars | No
         Bar(
             visible(str(item["name"])),
             _width(item["share"], widest),
-            _percent(item["share"]),
+            percent(item["share"]),
             "",
             "",
             counted(item["comparisons"], "comparison"),
@@ -325,9 +324,9 @@ def _clusters(found: Mapping[str, Any] | None) -> Bars | None:
         Bar(
             visible(", ".join(map(str, cluster["words"][:_WORDS])) or "(no words of their own)"),
             _width(share, widest),
-            _percent(share),
+            percent(share),
             _width(other, widest),
-            _percent(other),
+            percent(other),
             counted(cluster["prompts"], "prompt"),
         )
         for cluster, (share, other) in zip(clusters[:_CLUSTERS], shares, strict=False)
@@ -340,7 +339,3 @@ def _clusters(found: Mapping[str, Any] | None) -> Bars | None:
 
 def _width(share: float, widest: float) -> str:
     return f"{100 * share / widest:.1f}%"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -16,7 +16,7 @@ from prefopt.report import data_figures
 from prefopt.report.data_findings import EXAMPLES_OPEN, Card, cards
 from prefopt.report.pages import fill
 from prefopt.report.summary import Tile
-from prefopt.report.words import counted, listed, number
+from prefopt.report.words import counted, listed, number, percent
 from prefopt.runs import write_text
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _tiles(
     if longer.get("value") is not None:
         low, high = (f"{100 * end:.0f}" for end in longer["interval"])
         tiles.append(
-            Tile("longer is preferred", f"{100 * longer['value']:.1f} %", f"95 %: {low} to {high}")
+            Tile("longer is preferred", percent(longer["value"]), f"95 %: {low} to {high}")
         )
     errors = sum(card.level == "error" for card in found)
     warnings = sum(card.level == "warning" for card in found)

@@ -31,6 +31,15 @@ def number(value: Any) -> str:
     return f"{value:.{min(digits, 3)}f}".replace("-", "−")
 
 
+def percent(value: float) -> str:
+    """A share of one, out of a hundred.
+
+    >>> percent(0.7133)
+    '71.3 %'
+    """
+    return f"{100 * value:.1f} %"
+
+
 def share(value: float) -> str:
     """An accuracy or a rate, two decimals.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from prefopt.data.checking.facts import Example
 from prefopt.data.checking.marks import marks
+from prefopt.data.checking.similarity import mixed
 from prefopt.data.checking.structure import excerpt, kinds_of
 from prefopt.data.fields import prompt as as_prompt
 from prefopt.data.files import Row, parsed
@@ -28,6 +29,7 @@ from prefopt.data.pairs import Edges
 from prefopt.errors import DataError
 from prefopt.records import Completion, Group, Prompt
 
+_START = 0xC4F46BE25A6A6404  # of the numbers that are drawn: any but 0 does
 #: of one comparison; `row` counts from the block's first accepted row, names are codes of the block
 EDGE = np.dtype(
     [
@@ -188,15 +190,11 @@ def priorities(
     """(E,) a random number for each comparison that depends on nothing but where it was read.
 
     The comparisons with the smallest are a uniform sample, whoever read them and in which order.
-    The mixing is that of SplitMix64 (Steele, Lea and Flood 2014).
     """
-    mixed = numbers.astype(np.uint64) ^ (within.astype(np.uint64) << np.uint64(32))
-    for salt in (seed & 0xFFFFFFFFFFFFFFFF, file):
-        mixed = mixed + np.uint64((salt * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64))
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed = mixed ^ (mixed >> np.uint64(31))
-    return mixed
+    drawn = numbers.astype(np.uint64) ^ (within.astype(np.uint64) << np.uint64(32))
+    for salt in (seed, file):
+        drawn = mixed(drawn + np.uint64((salt * 0x9E3779B97F4A7C15 + _START) % (1 << 64)))
+    return drawn
 
 
 # -- row by row ----------------------------------------------------------------------------

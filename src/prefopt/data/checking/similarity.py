@@ -76,7 +76,7 @@ class _Digests(dict[str, int]):
 
 
 def mixed(values: Shingles) -> Shingles:
-    """The finaliser of SplitMix64: another number for each, all bits of which matter."""
+    """Another number for each, all bits of which matter: SplitMix64 (Steele, Lea, Flood 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
