@@ -18,7 +18,7 @@ from prefopt.report.evaluation_figures import by_length
 from prefopt.report.figures import Plot
 from prefopt.report.pages import fill
 from prefopt.report.summary import Tile
-from prefopt.report.words import counted, number
+from prefopt.report.words import counted, number, percent
 from prefopt.runs import write_text
 
 if TYPE_CHECKING:
@@ -152,11 +152,11 @@ def _tiles(one: Mapping[str, Any]) -> list[Tile]:
     fit = one["length_controlled"]
     if fit["rate"] is not None:
         ends = "95 %: {:.0f} to {:.0f}".format(*(100 * end for end in fit["interval"]))
-        tiles.append(Tile("length-controlled", _percent(fit["rate"]), f"{ends}; approximate"))
+        tiles.append(Tile("length-controlled", percent(fit["rate"]), f"{ends}; approximate"))
     if one["order"] is not None:
         order = one["order"]
         note = f"{number(order['inconsistent'])} of {number(order['asked'])} verdicts"
-        tiles.append(Tile("flips with the order", _percent(order["rate"]["value"]), note))
+        tiles.append(Tile("flips with the order", percent(order["rate"]["value"]), note))
     if one["unreadable"]:
         tiles.append(Tile("unreadable", number(one["unreadable"]), "in no rate"))
     return tiles
@@ -166,7 +166,7 @@ def _tile(label: str, found: Mapping[str, Any]) -> Tile:
     ends = found["interval"]
     note = "one prompt: no interval" if ends is None else "95 %: {:.0f} to {:.0f}".format(
         *(100 * end for end in ends))  # fmt: skip
-    return Tile(label, _percent(found["value"]), note)
+    return Tile(label, percent(found["value"]), note)
 
 
 # -- one against another -------------------------------------------------------------------
@@ -205,7 +205,7 @@ def _rates(one: Mapping[str, Any]) -> list[Line]:
     ]  # fmt: skip
     fit = one["length_controlled"]
     if fit["rate"] is not None:
-        track = _track(fit["rate"], fit["interval"], 0.0, 1.0, _percent)
+        track = _track(fit["rate"], fit["interval"], 0.0, 1.0, percent)
         lines.append(Line(Markup("length-controlled"), "if both were as long; approximate", track))
     if one["soft"]["value"] != one["rate"]["value"]:
         note = "mean probability of the judge"
@@ -226,7 +226,7 @@ def _facts(one: Mapping[str, Any]) -> list[tuple[str, str]]:
             "Characters", f"{length['mean']:,.0f} against {length['baseline_mean']:,.0f}"
         ))  # fmt: skip
         if takes := length["judge_takes_longer"]:
-            share = _percent(takes["value"])
+            share = percent(takes["value"])
             facts.append(("The judge takes the longer one", f"{share} of what it decides"))
         if one["length_controlled"]["rate"] is None:
             facts.append(("Length-controlled", f"not fitted: {one['length_controlled']['reason']}"))
@@ -269,7 +269,7 @@ def _ranking(found: Mapping[str, Any]) -> dict[str, Any]:
     for row in found["policies"]:
         first, last = row["rank_interval"]
         places = f"rank {first}" if first == last else f"rank {first} to {last}"
-        note = f"{places}; beats the others {_percent(row['win_rate'])}"
+        note = f"{places}; beats the others {percent(row['win_rate'])}"
         track = _track(row["score"], row["interval"], low - room, high + room, _score)
         lines.append(Line(visible(row["policy"]), note, track))
     return {"lines": lines, "ridge": found["ridge"], "samples": found["samples"],
@@ -298,7 +298,7 @@ def _paired(result: Mapping[str, Any]) -> list[Line]:
 
 
 def _share(found: Mapping[str, Any]) -> Track:
-    return _track(found["value"], found["interval"], 0.0, 1.0, _percent)
+    return _track(found["value"], found["interval"], 0.0, 1.0, percent)
 
 
 def _track(value: float, ends: Sequence[float] | None, low: float, high: float, word: Any) -> Track:
@@ -310,10 +310,6 @@ def _track(value: float, ends: Sequence[float] | None, low: float, high: float, 
     left, right = place(ends[0]), place(ends[1])
     said = f"{word(ends[0])} to {word(ends[1])}".replace(" points", "")
     return Track(f"{place(value):.2f}%", f"{left:.2f}%", f"{right - left:.2f}%", word(value), said)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def _points(value: float) -> str:
