@@ -14,12 +14,13 @@ from prefopt.data.formats import write_groups
 from prefopt.data.verdicts import outcome_of
 from prefopt.errors import PrefoptError, RecipeError
 from prefopt.judges.code import code_of
+from prefopt.judges.debate import Debate
 from prefopt.judges.ensemble import Ensemble
 from prefopt.judges.judge import Question, Verdict, compare
 from prefopt.judges.judging import judge_groups
 from prefopt.judges.kept import Kept
 from prefopt.judges.language import LanguageJudge
-from prefopt.judges.orders import settled
+from prefopt.judges.orders import settled, turned
 from prefopt.judges.points import points_of
 from prefopt.judges.principled import ByPrinciples, principle_counts
 from prefopt.judges.recursive import Recursive
@@ -29,7 +30,7 @@ from prefopt.judges.rules import Scoring
 from prefopt.judges.selfreward import SelfReward, judge_accuracy
 from prefopt.judges.speaking import Ask, Said
 from prefopt.judges.table import make_judge
-from prefopt.judges.writing import RuleWriter
+from prefopt.judges.writing import RuleWriter, Turn
 from prefopt.records import Comparison, Completion, Group, Message
 from tests.faulty_server import faulty_server, last_text, status
 
@@ -167,30 +168,31 @@ def test_replies_that_could_not_be_read_are_counted_through_every_wrapper() -> N
         inside,
         Ensemble([inside, make_judge("longest")]),
         ByPrinciples("c", {"x": inside, "y": make_judge("longest")}, {"x": 1.0, "y": 1.0}),
-        Recursive(inside, RuleWriter("w", lambda turn: "")),
-        Recursive(Ensemble([inside, make_judge("longest")]), RuleWriter("w", lambda turn: "")),
+        Recursive(inside, RuleWriter("w", lambda turn: "so")),
+        Recursive(Ensemble([inside, make_judge("longest")]), RuleWriter("w", lambda turn: "so")),
     ):
         found = judge_groups(judge, groups)
         assert found.failures == {"unreadable": 2}, judge.name
         assert found.first_share == 1.0, judge.name
 
 
-def test_replies_of_points_are_counted_too_and_stay_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("retries", [0, 2])
+def test_replies_of_points_are_counted_too_and_stay_counted(tmp_path: Path, retries: int) -> None:
     groups = [group("odd", "fine", "well", "fine")]
     judge = SelfReward(
         LanguageJudge(
             Scripted(lambda text: "Hm." if "odd" in text else "[[3]]"),
             load_rubric("additive"),
-            retries=2,
+            retries=retries,
         )
     )
     for what, questions, unread in (("compare", 5, 3), ("score", 4, 1)):
         for _ in range(2):  # the second time all of it is known
             found = judge_groups(Kept(judge, tmp_path / what), groups, what=what)  # type: ignore[arg-type]
             assert (found.questions, found.unread) == (questions, unread)
-            assert found.failures == {"unreadable": 3}
+            assert found.failures == {"unreadable": 1 + retries}
         raw = judge_groups(judge, groups, what=what)  # type: ignore[arg-type]
-        assert raw.failures == {"unreadable": 3}
+        assert raw.failures == {"unreadable": 1 + retries}
 
 
 def test_a_judge_without_a_word_for_it_gives_no_score() -> None:
@@ -251,6 +253,13 @@ def test_a_verdict_that_flips_is_a_tie_in_an_accuracy() -> None:
     found = judge_accuracy(Flips(), [labelled])
     assert (found.share, found.ties) == (0.5, 1)
     assert settled(Verdict(0.65, order_consistent=False)) == 0.5
+
+
+def test_what_is_turned_twice_is_as_it_was_said() -> None:
+    said = Verdict(0.8, "because", True, {"orders": [0.8, 0.2]})
+    assert turned(said).probability == pytest.approx(0.2)
+    assert turned(said).transcript["flipped"] is True
+    assert turned(turned(said)).transcript == said.transcript
 
 
 def test_what_principles_say_is_counted_as_the_file_has_it(tmp_path: Path) -> None:
@@ -376,3 +385,15 @@ def test_self_reward_behind_a_server_may_be_named(call: Call) -> None:
 def test_replies_as_models_write_them(reply: str, verdict: str, points: float | str) -> None:
     assert outcome_of(reply) == verdict
     assert points_of(reply, 1, 10) == points
+
+
+def test_who_wrote_nothing_is_counted() -> None:
+    def argue(turn: Turn) -> str:
+        return "" if turn.mine == "odd" else "because"
+
+    longest = make_judge("longest")
+    groups = [group("odd", "fine", "well")]
+    found = judge_groups(Debate(longest, [RuleWriter("w", argue)], rounds=2), groups)
+    assert (found.judged, found.failures) == (3, {"silent": 4})  # in two questions, two rounds each
+    critics = Recursive(longest, RuleWriter("w", argue), levels=2)
+    assert judge_groups(critics, groups).failures == {"silent": 2}  # about one answer

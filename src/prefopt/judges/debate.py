@@ -16,7 +16,14 @@ from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
 from prefopt.judges.orders import fairly
 from prefopt.judges.table import Context
-from prefopt.judges.writing import Turn, Writer, beside, load_instructions, make_writer
+from prefopt.judges.writing import (
+    Turn,
+    Writer,
+    beside,
+    load_instructions,
+    make_writer,
+    silence,
+)
 from prefopt.records import Prompt, prompt_key
 
 Form = Literal["debate", "consultancy"]
@@ -68,7 +75,10 @@ class Debate:
     def compare_all(
         self, questions: Sequence[Question], progress: Progress | None = None
     ) -> list[Verdict]:
-        """Verdicts of the judge after the debate, whose transcript has all that was said."""
+        """Verdicts of the judge after the debate, whose transcript has all that was said.
+
+        An advocate who wrote nothing is counted there, as a failure: the debate was not even.
+        """
         argued = self.argue(questions)
         shown = [
             Question(
@@ -88,6 +98,7 @@ class Debate:
                     "form": self._form,
                     "arguments": {"first": arguments[0], "second": arguments[1]},
                     "judge": dict(verdict.transcript),
+                    **silence(*arguments[0], *arguments[1]),
                 },
             )
             for verdict, arguments in zip(verdicts, argued, strict=True)

@@ -15,7 +15,14 @@ from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
 from prefopt.judges.orders import fairly
 from prefopt.judges.table import Context
-from prefopt.judges.writing import Turn, Writer, beside, load_instructions, make_writer
+from prefopt.judges.writing import (
+    Turn,
+    Writer,
+    beside,
+    load_instructions,
+    make_writer,
+    silence,
+)
 from prefopt.records import Comparison, Completion, Group, Message, Prompt
 
 _Answer = tuple[Prompt, str]
@@ -61,6 +68,7 @@ class Recursive:
             for q in questions
         ]  # fmt: skip
         verdicts = fairly(self._judge, shown, progress)
+        new = dict(written)
         return [
             Verdict(
                 verdict.probability,
@@ -72,6 +80,11 @@ class Recursive:
                         "second": written[question.prompt, question.second],
                     },
                     "judge": dict(verdict.transcript),
+                    # Of an answer in several questions they are counted once.
+                    **silence(
+                        *new.pop((question.prompt, question.first), []),
+                        *new.pop((question.prompt, question.second), []),
+                    ),
                 },
             )
             for question, verdict in zip(questions, verdicts, strict=True)

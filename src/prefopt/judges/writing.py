@@ -245,3 +245,13 @@ def beside(answer: str, name: str, texts: Sequence[str]) -> str:
         bounded(f"{name} {number}", text, mark) for number, text in enumerate(shown, 1)
     )
     return f"{answer}\n\n{notes}"
+
+
+def silence(*texts: str) -> dict[str, Any]:
+    """What a transcript says of texts of which some are empty.
+
+    >>> silence("because", "")
+    {'failures': {'silent': 1}}
+    """
+    empty = sum(not text for text in texts)
+    return {"failures": {"silent": empty}} if empty else {}
