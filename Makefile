@@ -59,6 +59,7 @@ docs: setup  ## write the pages that are made from what they describe
 	@$(BIN)/python docs/make_adapters.py
 	@$(BIN)/python docs/make_scale.py
 	@$(BIN)/python docs/make_data.py
+	@$(BIN)/python docs/make_rounds.py
 
 # One test process a core; it continues where it was stopped, and tests again what has changed.
 mutants: $(VENV)/.installed-mutants  ## break the objectives in some thousand places: does a test notice?

@@ -84,7 +84,7 @@ def test_the_judge_of_a_round_may_be_the_policy_that_wrote_its_answers(
     by_first, by_second = f"{Path(first).name} {first}", f"train {first}"
     # measured are answers of the round by the judge that the round had
     assert list(dict.fromkeys(asked)) == [by_first, by_second]
-    assert asked[-1] == by_second and asked.count(by_second) == 3  # select, judge, evaluate
+    assert asked[-1] == by_second and asked.count(by_second) == 2  # judge, evaluate
 
 
 def scored(*scores: float | None) -> Group:

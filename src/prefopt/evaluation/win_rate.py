@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefopt.engine.logps import Scorer, Sharing
 from prefopt.engine.tokens import TokenGroup
@@ -129,13 +130,32 @@ def sampled_kl(
         ValueError: there are no samples.
         PolicyError: policy and reference have different vocabularies.
     """
-    check_same_tokens(policy, reference)
     if not samples:
         raise ValueError("a divergence needs at least one sample")
+    ratios = log_ratios(
+        policy, reference, samples, microbatch_tokens=microbatch_tokens, sharing=sharing
+    )
+    spread = float(ratios.std(ddof=1)) if len(ratios) > 1 else float("nan")
+    return Divergence(float(ratios.mean()), spread / len(ratios) ** 0.5, len(ratios))
+
+
+def log_ratios(
+    policy: Policy,
+    reference: Policy,
+    samples: Sequence[TokenGroup],
+    *,
+    microbatch_tokens: int = 8192,
+    sharing: Sharing = "auto",
+) -> NDArray[Any]:
+    """(B,) log π − log π_ref of completions in nats, group by group.
+
+    Raises:
+        PolicyError: policy and reference have different vocabularies.
+    """
+    check_same_tokens(policy, reference)
     ours, theirs = (
         score_packed(Scorer(side.model, sharing=sharing), samples, microbatch_tokens)
         for side in (policy, reference)
     )
-    ratios = (ours - theirs).numpy()
-    spread = float(ratios.std(ddof=1)) if len(ratios) > 1 else float("nan")
-    return Divergence(float(ratios.mean()), spread / len(ratios) ** 0.5, len(ratios))
+    ratios: NDArray[Any] = (ours - theirs).numpy()
+    return ratios

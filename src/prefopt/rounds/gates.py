@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from prefopt.data.checking.findings import LEVELS
 from prefopt.rounds.settings import Gates
 
 #: figures of the policy before the first round, and after each
@@ -21,6 +22,24 @@ def reasons(history: History, gates: Gates) -> list[str]:
     """
     found = (gate(history, gates) for gate in _GATES)
     return [reason for reason in found if reason is not None]
+
+
+def reason_of_check(found: Mapping[str, Mapping[str, int]], gates: Gates) -> str | None:
+    """What stops the loop before it trains on a round's comparisons; None if it may go on.
+
+    Args:
+        found: what `check` found: by level, kind and how often.
+        gates: the limits.
+    """
+    if gates.check is None:
+        return None
+    levels = LEVELS[: LEVELS.index(gates.check) + 1]
+    bad = {kind: count for level in levels for kind, count in found.get(level, {}).items()}
+    if not bad:
+        return None
+    return "check finds in the comparisons: " + ", ".join(
+        f"{kind.replace('_', ' ')} ({count:,})" for kind, count in bad.items()
+    )
 
 
 def best_round(history: History, stopped: Mapping[int, Sequence[str]]) -> int:
@@ -51,8 +70,8 @@ def _kl(history: History, gates: Gates) -> str | None:
 
 def _length(history: History, gates: Gates) -> str | None:
     first, last = history[0]["length"], history[-1]["length"]
-    if gates.length_growth is None or last <= first * (1 + gates.length_growth):
-        return None
+    if gates.length_growth is None or first == 0 or last <= first * (1 + gates.length_growth):
+        return None  # of a policy that said nothing at first no share can be told
     return (
         f"answers are {last / first - 1:.0%} longer than at the start ({first:.0f} to {last:.0f} "
         f"characters), and {gates.length_growth:.0%} is allowed"

@@ -43,13 +43,29 @@ class Judges:
         """The same one in all rounds: in a world its own reward, unless another was named."""
         return self._made("evaluate.judge", self._first, "evaluation", None)
 
+    def measuring(self, policy: str) -> tuple[Kept, Kept | None]:
+        """Who evaluates, and the judge of the rounds, which may be the same; None if not asked.
+
+        Args:
+            policy: as in `of_rounds`.
+        """
+        evaluating, evaluate = self.evaluating(), self._rounds.file.evaluate
+        if self._filled("judge", policy) == self._filled("evaluate.judge", self._first):
+            return evaluating, evaluating
+        if evaluate.agreement == 0 and evaluate.labels is None:
+            return evaluating, None
+        # What it is asked here is not of a round's budget.
+        return evaluating, self.of_rounds(policy, "agreement")
+
     def _made(self, name: str, policy: str, account: str, budget: int | None) -> Kept:
-        file = self._rounds.file
         with located(self._rounds, name):
-            spec, place = opened(_spec(self._rounds, name))
-            names = {"{policy}": policy, "{initial}": self._first}
-            judge = make_judge(_filled(spec, names), device=file.device, **place)
+            spec, place = self._filled(name, policy)
+            judge = make_judge(spec, device=self._rounds.file.device, **place)
             return Kept(judge, self._verdicts, budget=budget, account=account)
+
+    def _filled(self, name: str, policy: str) -> tuple[Any, dict[str, Any]]:
+        spec, place = opened(_spec(self._rounds, name))
+        return _filled(spec, {"{policy}": policy, "{initial}": self._first}), place
 
 
 def check_judges(rounds: Rounds) -> Iterator[RecipeError]:

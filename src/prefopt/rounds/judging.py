@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from prefopt.judges.judge import Judge
 from prefopt.judges.judging import judge_groups
 from prefopt.judges.kept import Kept, inner
 from prefopt.records import Group, prompt_key
-from prefopt.rounds.settings import Rounds, Selection, unread
-from prefopt.sampling import selecting
+from prefopt.rounds.settings import Rounds, unread
+from prefopt.sampling.selecting import select_pairs
 from prefopt.training.display import Display, counted
 
 Way = Literal["score", "compare"]
@@ -110,7 +109,8 @@ def judge(
         verdicts = judge_groups(judge, groups, what=way, pairs="all", progress=counted(advance))
     write_groups(folder / "judged.jsonl", verdicts.groups)
     if way == "score":
-        pairs, dropped = _of_scores(verdicts.groups, rounds.file.select, seed)
+        chosen = rounds.file.select.model_dump(include={"rule", "margin", "k", "beta"})
+        pairs, dropped = select_pairs(verdicts.groups, **chosen, seed=seed)
     else:
         pairs, dropped = _of_verdicts(verdicts.groups)
     if not pairs:
@@ -137,32 +137,6 @@ def _of_verdicts(groups: Sequence[Group]) -> tuple[list[Group], dict[str, int]]:
         for group in groups
     ]
     return [group for group in kept if group.comparisons], {"tie": ties}
-
-
-def _of_scores(
-    groups: Sequence[Group], chosen: Selection, seed: int
-) -> tuple[list[Group], dict[str, int]]:
-    """Groups with the comparisons that the rule makes of scores."""
-    keep, pairs = _RULES[chosen.rule]
-    how = selecting.Selection(
-        keep=keep,
-        k=None if keep == "all" else chosen.k,
-        beta=chosen.beta if keep == "rso" else None,
-        pairs=pairs,
-        margin=chosen.margin,
-        seed=seed,
-    )
-    left_out: Counter[str] = Counter()
-    return list(selecting.select_all(groups, how, left_out)), dict(left_out)
-
-
-#: rule → which completions are candidates, and how they are paired
-_RULES: Mapping[str, tuple[selecting.Keep, selecting.Pairs]] = {
-    "best_worst": ("all", "best_worst"),
-    "all_pairs": ("all", "all"),
-    "top_k": ("top_k", "all"),
-    "rso": ("rso", "random"),
-}
 
 
 def _within(groups: Sequence[Group], budget: int | None, seed: int) -> list[Group]:

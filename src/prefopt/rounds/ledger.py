@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -74,11 +75,14 @@ class Ledger:
         return found
 
     def keep_prompts(self, number: int, prompts: Sequence[Prompt]) -> None:
-        """Write down the prompts of a round."""
+        """Write down the prompts of a round; what was sampled of others is given up."""
         path = self.folder / f"round-{number}" / "prompts.jsonl"
+        text = "".join(json.dumps({"prompt": _plain(one)}) + "\n" for one in prompts)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(json.dumps({"prompt": _plain(one)}) + "\n" for one in prompts))
+            if path.exists() and path.read_text(encoding="utf-8") != text:
+                shutil.rmtree(self.stage_folder(number, "sample"), ignore_errors=True)
+        write_text(path, text)
 
     def done(self, number: int, name: str) -> bool:
         """Whether a stage has its manifest."""
@@ -106,7 +110,7 @@ class Ledger:
                 seconds = round(time.perf_counter() - started, 1)
                 record = {"prefopt": __version__, "round": number, "stage": name}
                 _write(manifest, {**record, "seconds": seconds, "figures": figures})
-        written = _read(manifest)
+        written = read_json(manifest)
         figures = written.get("figures", written.get("result", {}))
         return {**figures, "seconds": written.get("seconds")}
 
@@ -147,7 +151,7 @@ class Ledger:
             if any(not path.name.startswith(ours) for path in others):
                 raise self._not_ours("the folder holds something else")
             return
-        before = _read(self.document)
+        before = read_json(self.document)
         if "settings" not in before:
             raise self._not_ours("the folder holds something else")
         if self.begun:
@@ -179,7 +183,8 @@ def _compared(settings: Mapping[str, Any], judges: Mapping[str, Any]) -> dict[st
     """Settings with the judges as they were read, and not as they were named."""
     evaluate = {key: value for key, value in settings["evaluate"].items() if key != "judge"}
     train = {key: value for key, value in settings["train"].items() if key not in NOT_LEARNED}
-    return {**settings, "evaluate": evaluate, "train": train, **judges}
+    sample = {key: value for key, value in settings["sample"].items() if key != "batch_size"}
+    return {**settings, "evaluate": evaluate, "train": train, "sample": sample, **judges}
 
 
 def without_passwords(value: Any) -> Any:
@@ -199,8 +204,12 @@ def _plain(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of this folder."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of this folder.
+
+    Raises:
+        RunError: it cannot be read, or is not JSON.
+    """
     with explained(path):
         text = path.read_text(encoding="utf-8", errors="replace")
     try:

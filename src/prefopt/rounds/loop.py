@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prefopt.data.checking.findings import LEVELS
 from prefopt.judges.kept import Kept
 from prefopt.judges.people import WaitingForPeople
 from prefopt.recipe import load_recipe
 from prefopt.rounds import judging, sampling
-from prefopt.rounds.gates import best_round, reasons
+from prefopt.rounds.gates import best_round, reason_of_check, reasons
 from prefopt.rounds.ground import Ground, prepare
 from prefopt.rounds.judges import Judges, check_judges
 from prefopt.rounds.ledger import Ledger
@@ -74,8 +76,7 @@ class Loop:
             self.history.append(self.measure(0))
             self.so_far(0)
             for number in range(1, self.file.rounds + 1):
-                self.round(number)
-                self.stopped[number] = reasons(self.history, self.file.gates)
+                self.stopped[number] = self.round(number)
                 if self.stopped[number]:
                     state, reason = "stopped", "; ".join(self.stopped[number])
                     break
@@ -88,7 +89,7 @@ class Loop:
         """Refuse judges that cannot be, then make the folder this loop's: from here on it is."""
         if self.ledger.begun:
             return
-        judging.way_of(self.judges.of_rounds(self.ground.model, "round-1"), self.rounds)
+        _ = self.way
         self.judges.evaluating()
         self.ledger.write("running", best=None, history=[], rounds=[])
 
@@ -114,8 +115,8 @@ class Loop:
 
     # -- one round ---------------------------------------------------------------------------
 
-    def round(self, number: int) -> None:
-        """All stages of a round, those that are finished only read."""
+    def round(self, number: int) -> list[str]:
+        """All stages of a round, those that are finished only read; why the loop stops then."""
         figures: dict[str, Any] = {"round": number}
         self.done.append(figures)
         for name, work in (
@@ -125,7 +126,12 @@ class Loop:
             if not self.ledger.done(number, name):
                 self._say(f"Round {number}: {name}")
             figures[name] = work(number)
+            if name == "check":
+                stopped = reason_of_check(figures[name].get("found", {}), self.file.gates)
+                if stopped is not None:
+                    return [f"before round {number} trains, {stopped}"]
         self.history.append(self.measure(number))
+        return reasons(self.history, self.file.gates)
 
     def sample(self, number: int) -> dict[str, Any]:
         def work(folder: Path) -> Mapping[str, Any]:
@@ -147,7 +153,7 @@ class Loop:
                 folder,
                 self.rounds,
                 self.ledger.stage_folder(number, "sample") / "samples.jsonl",
-                way=judging.way_of(self.judge_of(number), self.rounds),
+                way=self.way,
                 policies=(self.policy(number - 1), self.ground.model),
                 seed=self.file.seed + number,
             )
@@ -178,15 +184,10 @@ class Loop:
             found = check(pairs_of(self.ledger, number), seed=self.file.seed, processes=1)
             write_text(folder / "check.json", json.dumps(found) + "\n")
             data_page.write(found, folder / "check.html")
-            levels = [finding["level"] for finding in found["findings"]]
-            kinds = {finding["kind"]: finding["count"] for finding in found["findings"]}
-            longer = next(
-                (f["value"] for f in found["findings"] if f["kind"] == "length_bias"), None
-            )
-            return {
-                "errors": levels.count("error"), "warnings": levels.count("warning"),
-                "notes": levels.count("note"), "kinds": kinds, "longer_preferred": longer,
-            }  # fmt: skip
+            levels: dict[str, dict[str, int]] = {level: {} for level in LEVELS}
+            for finding in found["findings"]:
+                levels[finding["level"]][finding["kind"]] = finding["count"]
+            return {"found": levels}
 
         return self.ledger.stage(number, "check", work)
 
@@ -210,18 +211,15 @@ class Loop:
         from prefopt.rounds.measuring import measure
 
         def work(folder: Path) -> Mapping[str, Any]:
-            evaluating = self.judges.evaluating()
-            # What it is asked here is not of a round's budget.
-            judge = self.judges.of_rounds(self.policy(max(0, number - 1)), "agreement")
             past = [0, number - 1] if number else []
+            before = self.policy(max(0, number - 1))
             return measure(
                 folder,
-                self.file,
+                self.rounds,
                 self.ground,
                 self.policy(number),
-                judges=(evaluating, judge),
+                judges=lambda: self.judges.measuring(before),
                 before=[self.ledger.stage_folder(n, "evaluate") / "samples.jsonl" for n in past],
-                scored=judging.best_way(evaluating) == "score",
                 display=self.display,
             )
 
@@ -236,6 +234,11 @@ class Loop:
         if number == 0:
             return self.ground.model
         return str(self.ledger.stage_folder(number, "train"))
+
+    @cached_property
+    def way(self) -> judging.Way:
+        """How the judge is asked, the same in all rounds."""
+        return judging.way_of(self.judge_of(1), self.rounds)
 
     def judge_of(self, number: int, *, budget: int | None = None) -> Kept:
         """The judge of a round, with the policy that wrote its answers."""

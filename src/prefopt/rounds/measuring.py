@@ -3,28 +3,41 @@
 Every policy answers the same prompts twice at temperature 1 with the same random numbers, so
 rounds differ by their policies and not by luck, and the mean of log π − log π₀ over the answers
 is an estimate of KL(π ‖ π₀) to the *first* policy, whatever the reference of the training was.
+Answers end as samples do: a text of `stop` ends them, and they are as long at most.
+
+The answers are kept before anybody judges them. Whoever comes back, to a server that failed or
+to people who have voted, is asked about the same ones.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from prefopt.data.checking.estimates import mean, share
 from prefopt.data.formats import read_groups, write_groups
-from prefopt.evaluation.asking import settled
+from prefopt.engine.tokens import TokenGroup
+from prefopt.errors import DataError
 from prefopt.evaluation.comparing import codes_of
-from prefopt.evaluation.win_rate import sampled_kl
+from prefopt.evaluation.win_rate import log_ratios
 from prefopt.judges.judge import Judge, Question, Verdict
+from prefopt.judges.orders import settled
 from prefopt.judges.selfreward import judge_accuracy
 from prefopt.policies.export import model_folder
-from prefopt.policies.load import load_policy
-from prefopt.records import Completion, Group, Prompt
+from prefopt.policies.load import Policy, load_policy
+from prefopt.records import Completion, Group, Prompt, prompt_key
 from prefopt.rounds.ground import Ground
-from prefopt.rounds.settings import RoundsFile
-from prefopt.sampling.generate import sample_tokens, to_texts
+from prefopt.rounds.judging import best_way
+from prefopt.rounds.ledger import read_json
+from prefopt.rounds.settings import Rounds, RoundsFile
+from prefopt.runs import explained, write_text
+from prefopt.sampling.generate import draw, encode_prompts, text_of
+from prefopt.sampling.settings import Settings
 from prefopt.training.display import Display
 
 #: answers to each prompt: two tell how much they differ
@@ -35,50 +48,53 @@ SEED = 1_000_003
 
 def measure(
     folder: Path,
-    file: RoundsFile,
+    rounds: Rounds,
     ground: Ground,
     policy: str,
     *,
-    judges: tuple[Judge, Judge],
+    judges: Callable[[], tuple[Judge, Judge | None]],
     before: Sequence[Path],
-    scored: bool,
     display: Display,
 ) -> dict[str, Any]:
     """Answer the prompts, and say how good the answers are and what they cost.
 
     Args:
-        folder: of the stage; gets `samples.jsonl`.
-        file: the settings.
+        folder: of the stage; gets `samples.jsonl` and `answers.json`.
+        rounds: the file.
         ground: with the first policy, P prompts, and what people labelled.
         policy: what is measured.
-        judges: who evaluates, and who judges the rounds.
+        judges: makes who evaluates, and who judges the rounds if that one is asked too; called
+            when the policies that answered are gone, as all of them may fill a device.
         before: `samples.jsonl` of the first policy and of the round before; empty for the
             first policy itself.
-        scored: whether the evaluating judge is asked for scores.
         display: for progress.
 
     Returns:
         `reward` (mean score; None without scores), `initial` and `previous` (win rates; None
         for the first policy), each with `value` and 95 % `interval` clustered by prompt, `value`
-        (what rounds are ranked by; None if nobody could tell), `kl` and its `kl_error` in nats a
-        completion, `length` in characters and `tokens`, `diversity`, `agreement` of the two
-        judges and the answers without a verdict of both, `accuracy` of the judge on the labels.
+        (what rounds are ranked by; None if nobody could tell), `kl` with `kl_interval` in nats a
+        completion, `length` in characters with `length_interval`, `tokens`, `diversity`,
+        `agreement` of the two judges and the answers without a verdict of both, `accuracy` of the
+        judge on the labels.
+
+    Raises:
+        RecipeError: prompts leave the first policy no room for an answer.
     """
-    prompts = ground.evaluation
-    groups, tokens, kl = _answered(file, prompts, (policy, ground.model), display)
-    write_groups(folder / "samples.jsonl", groups)
-    evaluating, judging = judges
-    reward = _reward(evaluating, groups) if scored else None
+    groups, known = _answers(folder, rounds, ground, policy, display)
+    evaluating, judging = judges()
+    reward = _reward(evaluating, groups) if best_way(evaluating) == "score" else None
     against = _wins(evaluating, groups, [list(read_groups([str(path)])) for path in before])
     initial, previous = against or (None, None)
-    agreement, unreadable = _agreement(evaluating, judging, groups[: _asked_too(file)])
+    agreement, unreadable = _agreement(evaluating, judging, groups[: _asked_too(rounds.file)])
     texts = [item.text for group in groups for item in group.completions]
+    length = _mean([len(text) for text in texts], groups)
     return {
         "value": _value(reward, initial), "reward": reward, "initial": initial,
-        "previous": previous, "kl": kl[0], "kl_error": kl[1],
-        "length": sum(map(len, texts)) / len(texts), "tokens": tokens,
+        "previous": previous, "kl": known["kl"], "kl_interval": known["kl_interval"],
+        "length": length["value"], "length_interval": length["interval"],
+        "tokens": known["tokens"],
         "diversity": distinct_pairs(texts), "agreement": agreement, "unreadable": unreadable,
-        "accuracy": _accuracy(judging, ground.labels), "prompts": len(prompts),
+        "accuracy": _accuracy(judging, ground.labels), "prompts": len(groups),
     }  # fmt: skip
 
 
@@ -96,9 +112,9 @@ def _asked_too(file: RoundsFile) -> int | None:
     return file.select.budget if given is None else given
 
 
-def _accuracy(judge: Judge, labels: Sequence[Group]) -> float | None:
+def _accuracy(judge: Judge | None, labels: Sequence[Group]) -> float | None:
     """How often the judge says what people said; None without labels, or if nothing is read."""
-    if not labels:
+    if judge is None or not labels:
         return None
     try:
         return judge_accuracy(judge, labels).share
@@ -120,39 +136,97 @@ def distinct_pairs(texts: Iterable[str]) -> float:
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
+def _answers(
+    folder: Path, rounds: Rounds, ground: Ground, policy: str, display: Display
+) -> tuple[list[Group], Mapping[str, Any]]:
+    """Answers as groups, with `tokens`, their mean length, and `kl` with `kl_interval`.
+
+    Those of an earlier process are taken if they were asked for in the same way.
+    """
+    samples, about, file = folder / "samples.jsonl", folder / "answers.json", rounds.file
+    settings = file.sample.measuring(ANSWERS, file.seed + SEED)
+    keys = "".join(prompt_key(prompt).hex() for prompt in ground.evaluation)
+    asked = {
+        "settings": settings.to_dict(),
+        "prompts": hashlib.sha256(keys.encode()).hexdigest(),
+        "models": [_seen(name) for name in (policy, ground.model)],
+    }
+    known = read_json(about) if about.exists() else {}
+    if known.get("asked") == asked and samples.exists():
+        return list(read_groups([str(samples)])), known
+    with explained(about):
+        about.unlink(missing_ok=True)  # else it would be about what is written next
+    groups, found = _answered(rounds, ground, policy, settings, display)
+    write_groups(samples, groups)
+    write_text(about, json.dumps({"asked": asked, **found}) + "\n")
+    return groups, found
+
+
 def _answered(
-    file: RoundsFile, prompts: Sequence[Prompt], models: tuple[str, str], display: Display
-) -> tuple[list[Group], float, tuple[float, float]]:
-    """Answers as groups, their mean length in tokens, and KL with its error."""
-    policy, first = (load_policy(model_folder(name), device=file.device) for name in models)
+    rounds: Rounds, ground: Ground, name: str, settings: Settings, display: Display
+) -> tuple[list[Group], dict[str, Any]]:
+    prompts, file = ground.evaluation, rounds.file
+    policy = load_policy(model_folder(name), device=file.device)
+    if name == ground.model:
+        _check_room(rounds, policy, [*prompts, *chain.from_iterable(ground.prompts)])
     with display.bar("measuring, answers", ANSWERS * len(prompts)) as advance:
-        drawn = sample_tokens(
-            policy,
-            prompts,
-            n=ANSWERS,
-            max_new_tokens=file.sample.max_new_tokens,
-            seed=file.seed + SEED,
-            progress=lambda *_: advance(1),
-        )
-    texts = to_texts(policy, drawn)
+        size = file.sample.batch_size
+        drawn = draw(policy, prompts, settings, batch_size=size, progress=lambda *_: advance(1))
     groups = [
-        Group(prompt, tuple(map(Completion, own)))
-        for prompt, own in zip(prompts, texts, strict=True)
+        Group(prompt, tuple(Completion(text_of(policy, one.ids, settings.stop)) for one in own))
+        for prompt, own in zip(prompts, drawn, strict=True)
     ]
-    lengths = [len(ids) for group in drawn for ids in group.completions]
-    moved = sampled_kl(policy, first, drawn)
-    return groups, sum(lengths) / len(lengths), (moved.kl, moved.standard_error)
+    lengths = [len(one.ids) for own in drawn for one in own]
+    found: dict[str, Any] = {"tokens": sum(lengths) / len(lengths), "kl": 0.0, "kl_interval": None}
+    if name != ground.model:
+        first = load_policy(model_folder(ground.model), device=file.device)
+        ids = encode_prompts(policy, prompts, settings.max_new_tokens)
+        sampled = [
+            TokenGroup(prompt, tuple(one.ids for one in own))
+            for prompt, own in zip(ids, drawn, strict=True)
+        ]
+        moved = _mean(log_ratios(policy, first, sampled), groups)
+        found |= {"kl": moved["value"], "kl_interval": moved["interval"]}
+    return groups, found
+
+
+def _check_room(rounds: Rounds, policy: Policy, prompts: Sequence[Prompt]) -> None:
+    """Refuse before the first round what sampling would refuse in the last one."""
+    refused = []
+    for prompt in prompts:
+        try:
+            encode_prompts(policy, [prompt], rounds.file.sample.max_new_tokens)
+        except DataError as error:
+            refused.append(error)
+    if refused:
+        raise rounds.refuse(
+            f"{len(refused):,} of the {len(prompts):,} prompts cannot be answered; "
+            f"{refused[0].message}",
+            "prompts", value=refused[0].value,
+            remedy="take such prompts out, or lower sample.max_new_tokens",
+        )  # fmt: skip
+
+
+def _seen(name: str) -> list[Any]:
+    """A model as it lies there: another one under the same name looks otherwise."""
+    folder = Path(model_folder(name))
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    known = ((file.name, file.stat()) for file in files)
+    return [name, *([file, status.st_size, status.st_mtime_ns] for file, status in known)]
 
 
 def _reward(judge: Judge, groups: Sequence[Group]) -> dict[str, Any]:
     answers = [(group.prompt, item.text) for group in groups for item in group.completions]
-    scores = judge.score_all(answers)
-    known = [(s, group) for s, group in zip(scores, _each(groups), strict=True) if s is not None]
+    return _mean(judge.score_all(answers), groups)
+
+
+def _mean(values: Iterable[float | None], groups: Sequence[Group]) -> dict[str, Any]:
+    """The mean of what is known of each completion, clustered by prompt."""
+    owners = [group.prompt_key for group in groups for _ in group.completions]
+    known = [(v, owner) for v, owner in zip(values, owners, strict=True) if v is not None]
     if not known:
         return {"value": None, "interval": None}
-    return mean(
-        _floats(score for score, _ in known), codes_of([group.prompt_key for _, group in known])
-    ).to_dict()
+    return mean(_floats(v for v, _ in known), codes_of([owner for _, owner in known])).to_dict()
 
 
 def _wins(
@@ -190,13 +264,13 @@ def _share(pairs: Sequence[tuple[Group, Question]], said: Iterator[Verdict]) -> 
 
 
 def _agreement(
-    evaluating: Judge, judging: Judge, groups: Sequence[Group]
+    evaluating: Judge, judging: Judge | None, groups: Sequence[Group]
 ) -> tuple[float | None, int]:
     """How often the two judges are for the same of a prompt's two answers; None if they are one.
 
     A tie of one of them agrees half with a preference of the other.
     """
-    if not groups or evaluating.identity() == judging.identity():
+    if judging is None or not groups or evaluating.identity() == judging.identity():
         return None, 0
     questions = [
         Question(group.prompt, *(item.text for item in group.completions))
@@ -207,10 +281,6 @@ def _agreement(
     both = [(a, b) for a, b in zip(*sides, strict=True) if a is not None and b is not None]
     agreed = [1 - abs(a - b) for a, b in both]
     return (sum(agreed) / len(agreed) if agreed else None), len(questions) - len(both)
-
-
-def _each(groups: Iterable[Group]) -> Iterable[Group]:
-    return (group for group in groups for _ in group.completions)
 
 
 def _floats(values: Iterable[float]) -> Any:

@@ -120,20 +120,17 @@ def _plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
         plots.append(
             _over_rounds("Wins against the first policy", "wins", wins, "ties half", level=0.5)
         )
-    kl = [
-        {"value": row["kl"], "interval": [row["kl"] - 1.96 * (row["kl_error"] or 0),
-                                          row["kl"] + 1.96 * (row["kl_error"] or 0)]}
-        for row in history
-    ]  # fmt: skip
-    plots.append(_over_rounds("KL to the first policy", "kl", kl, "nats a completion"))
     for name, title, note in (
+        ("kl", "KL to the first policy", "nats a completion"),
         ("length", "Length", "characters of an answer"),
         ("diversity", "Diversity", "different pairs of neighbouring words"),
         ("agreement", "Agreement of the judges", "the judge with the evaluating one"),
         ("accuracy", "Accuracy of the judge", "on what people labelled"),
     ):
         if all(row[name] is not None for row in history):
-            values = [{"value": row[name], "interval": None} for row in history]
+            values = [
+                {"value": row[name], "interval": row.get(f"{name}_interval")} for row in history
+            ]
             plots.append(_over_rounds(title, name, values, note))
     return plots
 
@@ -198,10 +195,9 @@ def _stages(document: Mapping[str, Any]) -> Table:
     for entry in document["rounds"]:
         judged, checked = entry.get("judge", {}), entry.get("check", {})
         took = sum(entry.get(name, {}).get("seconds") or 0 for name in _STAGES)
+        found = checked.get("found", {})
         problems = [
-            counted(checked[level], level[:-1])
-            for level in ("errors", "warnings")
-            if checked.get(level)
+            counted(len(found[level]), level) for level in ("error", "warning") if found.get(level)
         ]
         rows.append((
             f"round {entry['round']}", number(entry.get("sample", {}).get("completions")),

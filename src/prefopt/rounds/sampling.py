@@ -38,7 +38,8 @@ def sample(
         seed: of the samples.
         display: for progress.
     """
-    sampler = make_sampler({"policy": model, "device": file.device, "batch_size": 128})
+    how = {"device": file.device, "batch_size": file.sample.batch_size}
+    sampler = make_sampler({"policy": model, **how})
     assert isinstance(sampler, LocalSampler)
     sampler.name = name
     path = folder / "samples.jsonl"

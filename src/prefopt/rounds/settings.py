@@ -50,10 +50,18 @@ class Sampling(Strict):
     top_k: int = Field(default=0, ge=0, description="tokens kept; 0 for all")
     max_new_tokens: PositiveInt = Field(default=128, description="longest completion")
     stop: list[Text] = Field(default_factory=list, description="texts that end a completion")
+    batch_size: PositiveInt = Field(
+        default=128, description="completions computed at once: memory, never the result"
+    )
 
     def settings(self, seed: int) -> Settings:
         """The same for a sampler."""
-        return Settings(**{**self.model_dump(), "stop": tuple(self.stop)}, seed=seed)
+        chosen = self.model_dump(exclude={"stop", "batch_size"})
+        return Settings(**chosen, stop=tuple(self.stop), seed=seed)
+
+    def measuring(self, n: int, seed: int) -> Settings:
+        """What a policy says by itself, ended by the same rules: what KL is about."""
+        return Settings(n, self.max_new_tokens, seed=seed, stop=tuple(self.stop))
 
 
 class Selection(Strict):
@@ -125,6 +133,10 @@ class Gates(Strict):
     )
     falling: bool = Field(
         default=True, description="stop when a round is surely worse than the one before"
+    )
+    check: Literal["error", "warning"] | None = Field(
+        default=None,
+        description="stop before training on comparisons in which check finds something as bad",
     )
 
 
