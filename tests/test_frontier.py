@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from prefopt.data.worlds import EnumerableWorld
 from prefopt.errors import RecipeError, RunError
 from prefopt.evaluation.frontier import ppo, preferences
-from prefopt.evaluation.frontier.frontier import BUDGETS, measure, optimal_reward, summary
+from prefopt.evaluation.frontier.frontier import BUDGETS, efficiency, measure, summary
 from prefopt.evaluation.frontier.methods import METHODS, Experiment, experiments, find_method, run
 from prefopt.evaluation.frontier.policy import SequencePolicy, SequenceValue, every_sequence, place
+from prefopt.evaluation.frontier.reaching import optimal_reward, reachable
 from prefopt.evaluation.frontier.reward_model import learned_reward
 from prefopt.evaluation.frontier.stage import PAIRS, Scale, Stage, prepare
 from prefopt.objectives.registry import OBJECTIVES
@@ -95,8 +96,11 @@ def test_the_optimum_at_a_divergence_is_that_of_its_beta(stage: Stage) -> None:
 @pytest.mark.parametrize("name", [*METHODS, "dpo", "ipo", "kto", "plackett_luce", "tdpo", "bco"])
 def test_no_method_lies_above_the_optimum(stage: Stage, name: str) -> None:
     method = find_method(name)
-    points = run((SMALL, Experiment(name, method.setting, (method.grid or (None,))[0], 0)))
+    points, accuracy = run(
+        (SMALL, Experiment(name, method.setting, (method.grid or (None,))[0], 0))
+    )
     assert len(points) > 3
+    assert (accuracy is not None) == (name in ("ppo", "best-of-n"))
     for _, kl, reward in points:
         assert kl >= -1e-9
         assert reward <= optimal_reward(stage.world, kl) + 1e-6
@@ -188,7 +192,8 @@ def test_what_is_finished_is_not_measured_again(
     path.write_text(path.read_text() + '{"method": "dpo", "cut')  # killed in the middle of a line
     calls: list[Any] = []
     monkeypatch.setattr(
-        "prefopt.evaluation.frontier.frontier.run", lambda task: calls.append(task) or [(0, 0, 0.4)]
+        "prefopt.evaluation.frontier.frontier.run",
+        lambda task: calls.append(task) or ([(0, 0, 0.4)], None),
     )
     measure(["best-of-n-true", "preferred-sft"], scale=SMALL, folder=tmp_path)
     assert [task[1].method for task in calls] == ["preferred-sft"]
@@ -199,17 +204,57 @@ def test_what_is_finished_is_not_measured_again(
         measure(["best-of-n-true"], scale=replace(SMALL, steps=5), folder=tmp_path)
 
 
-def test_a_summary_takes_the_best_within_each_budget(tmp_path: Path) -> None:
+def test_a_summary_is_what_can_be_had_within_each_budget(tmp_path: Path) -> None:
     found = measure(["best-of-n-true"], seeds=[0, 1], scale=SMALL, folder=tmp_path)
     rows = {row["budget"]: row for row in summary(found)}
     assert set(rows) == set(BUDGETS)
     for budget, row in rows.items():
         best = [
-            max(reward for _, kl, reward in curve.points if kl <= budget) for curve in found.curves
+            float(reachable([point[1:] for point in curve.points], budget))
+            for curve in found.curves
         ]
         assert row["reward"] == pytest.approx(np.mean(best))
         assert row["standard_error"] == pytest.approx(np.std(best, ddof=1) / 2**0.5)
         assert 0 < row["share_of_optimum"] <= 1
+    (row,) = efficiency(found)
+    gains = [
+        (reward - start) / (optimal_reward(found.worlds[curve.experiment.seed], kl) - start)
+        for curve in found.curves
+        for start in (curve.points[0][2],)
+        for _, kl, reward in curve.points[1:]
+    ]
+    assert row["mean"] == pytest.approx(np.mean(gains))
+    assert (row["lowest"], row["highest"]) == pytest.approx((min(gains), max(gains)))
+    assert row["lowest"] > 0.8 and row["highest"] <= 1
+
+
+def test_what_is_reached_is_the_concave_hull_by_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points = [(0.0, 0.3), *zip(rng.uniform(0, 4, 9), rng.uniform(0, 1, 9), strict=True)]
+        for budget in (0.0, 0.7, 2.0, 5.0):
+            mixtures = [
+                share * one[1] + (1 - share) * other[1]
+                for one in points
+                for other in points
+                for share in np.linspace(0, 1, 401)
+                if share * one[0] + (1 - share) * other[0] <= budget + 1e-12
+            ]
+            assert float(reachable(points, budget)) == pytest.approx(max(mixtures), abs=4e-3)
+
+
+def test_a_mixture_costs_no_more_than_its_parts(stage: Stage) -> None:
+    """Why the hull can be had: reward is linear in a policy, and KL convex."""
+    world = stage.world
+    one, other = world.optimum(0.3), world.best_of(16)
+    half = (one + other) / 2
+    assert world.expected_reward(half) == pytest.approx(
+        (world.expected_reward(one) + world.expected_reward(other)) / 2
+    )
+    assert world.kl(half) < (world.kl(one) + world.kl(other)) / 2
+    points = [(world.kl(p), world.expected_reward(p)) for p in (world.reference, one, other)]
+    for kl in (0.2, 0.9, 1.7):
+        assert float(reachable(points, kl)) <= optimal_reward(world, kl) + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -245,6 +290,9 @@ def test_the_command_writes_its_page(
     )
     document = json.loads((out / "frontier.json").read_text())
     assert {row["method"] for row in document["summary"]} == {"best-of-n-true", "dpo"}
+    own = {row["title"]: f"{100 * row['mean']:.1f} %" for row in document["efficiency"]}
+    assert all(f"{title} ({share})" in page for title, share in own.items())
+    assert page.count("<svg viewBox") == page.count("</svg>") and "What each method reaches" in page
     code, _, error = call("frontier", "--out", out, "--grid", "a,b")
     assert code == 2 and "numbers with commas" in error
 
@@ -275,8 +323,27 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path, below: str) -> None:
         measure(["best-of-n-true"], scale=SMALL, folder=tmp_path / "file" / below)
 
 
-@pytest.mark.parametrize("line", ['{"foo": 1}', "[1]"])
+def test_the_reward_model_is_not_fitted_again_for_its_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measure(["best-of-n"], scale=SMALL, folder=tmp_path)
+    monkeypatch.setattr("prefopt.evaluation.frontier.methods.learned_reward", None)
+    again = measure(["best-of-n"], scale=SMALL, folder=tmp_path)
+    assert again.accuracy == first.accuracy == {0: learned_reward(SMALL, 0)[1]}
+    assert again.to_dict() == first.to_dict()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"foo": 1}',
+        "[1]",
+        '{"scale": SCALE, "points": [[0, 1]]}',
+        '{"scale": SCALE, "points": [], "accuracy": null, "x": 1}',
+    ],
+)
 def test_a_file_of_curves_that_holds_something_else(tmp_path: Path, line: str) -> None:
+    line = line.replace("SCALE", json.dumps(asdict(SMALL)))
     (tmp_path / "curves.jsonl").write_text(line + "\n")
     with pytest.raises(RunError, match="no curve") as caught:
         measure(["best-of-n-true"], scale=SMALL, folder=tmp_path)

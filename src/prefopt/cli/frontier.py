@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts.validators import Number
 
 from prefopt.cli.options import described
-from prefopt.cli.outcome import Outcome, counting
+from prefopt.cli.outcome import Outcome, counting, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,8 +73,13 @@ def frontier(
     frontier_page.write(document, folder / "frontier.html")
     page = str(folder / "frontier.html")
     means = f" Mean over {seeds} seeds ± standard error." if seeds > 1 else ""
-    told = f"The best of all points, as a share of what the optimum gains.{means}"
-    return Outcome({**document, "page": page}, [_table(document), told, f"Page: {page}"])
+    told = (
+        "The most reward that a method's policies reach within so many nats, and its share of "
+        f"what the optimum gains there.{means}"
+    )
+    return Outcome(
+        {**document, "page": page}, [_table(document), told, _own(document), f"Page: {page}"]
+    )
 
 
 def _numbers(text: str) -> list[float]:
@@ -106,3 +111,12 @@ def _table(document: dict[str, Any]) -> Table:
     for title, row in cells.items():
         table.add_row(title, *row)
     return table
+
+
+def _own(document: dict[str, Any]) -> str:
+    """How near the optimum each method's policies are, wherever they went."""
+    near = [
+        (row["mean"], row["title"]) for row in document["efficiency"] if row["mean"] is not None
+    ]
+    shares = "; ".join(f"{title} {percent(mean)}" for mean, title in sorted(near, reverse=True))
+    return f"Of what the optimum gains at a policy's own KL, on average: {shares}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +12,15 @@ import numpy as np
 
 from prefopt.data.worlds import EnumerableWorld
 from prefopt.errors import RunError
-from prefopt.evaluation.frontier.methods import Experiment, experiments, find_method, run
+from prefopt.evaluation.frontier.methods import (
+    MODELLED,
+    Experiment,
+    experiments,
+    find_method,
+    run,
+)
 from prefopt.evaluation.frontier.preferences import Point
-from prefopt.evaluation.frontier.reward_model import learned_reward
+from prefopt.evaluation.frontier.reaching import optimal_reward, reachable
 from prefopt.evaluation.frontier.stage import Scale, prepare
 from prefopt.runs import held, write_text
 from prefopt.workers import each
@@ -56,30 +61,13 @@ class Frontier:
             "reference_reward": {str(s): _start(world) for s, world in self.worlds.items()},
             "reward_model_accuracy": {str(s): value for s, value in self.accuracy.items()},
             "summary": summary(self),
+            "efficiency": efficiency(self),
             "curves": [
                 {**asdict(curve.experiment), "points": [list(p) for p in curve.points]}
                 for curve in self.curves
             ],
             "optimum": {str(seed): _line(world) for seed, world in self.worlds.items()},
         }
-
-
-def optimal_reward(world: EnumerableWorld, kl: float) -> float:
-    """The highest mean reward that any policy has within so many nats of the reference.
-
-    It is that of π* = π_ref·exp(r/β)/Z with the β at which KL(π* ‖ π_ref) is that number; KL
-    falls with β, so it is found by bisection. No method can lie above it.
-    """
-    low, high = 1e-4, 1e4
-    if world.kl(world.optimum(low)) <= kl:
-        return float(world.reward.max())
-    for _ in range(200):
-        beta = (low * high) ** 0.5
-        if world.kl(world.optimum(beta)) > kl:
-            low = beta
-        else:
-            high = beta
-    return world.expected_reward(world.optimum(low))
 
 
 def measure(
@@ -114,56 +102,78 @@ def measure(
         missing = [experiment for experiment in wanted if experiment not in kept.found]
         progress(len(wanted) - len(missing), len(wanted))
         tasks = [(scale, experiment) for experiment in missing]
-        for done, points in enumerate(each(run, tasks, min(processes, len(tasks)))):
-            kept.add(missing[done], points)
+        for done, found in enumerate(each(run, tasks, min(processes, len(tasks)))):
+            kept.add(missing[done], *found)
             progress(len(wanted) - len(missing) + done + 1, len(wanted))
-    modelled = any(name in ("ppo", "best-of-n") for name in methods)
+    modelled = any(name in MODELLED for name in methods)
     return Frontier(
         curves=[
             Curve(experiment, kept.found[experiment])
             for experiment in sorted(wanted, key=lambda one: methods.index(one.method))
         ],
         worlds={seed: prepare(scale, seed).world for seed in seeds},
-        accuracy={seed: learned_reward(scale, seed)[1] for seed in seeds if modelled},
+        accuracy={seed: kept.accuracy[seed] for seed in seeds if modelled},
         scale=scale,
     )
 
 
 def summary(frontier: Frontier) -> list[dict[str, Any]]:
-    """Per method and budget: the best reward on any of its points within so many nats.
+    """Per method and budget: the most reward that its policies reach within so many nats.
 
-    The mean over seeds, its standard error where there are several, and the same as a share of
-    what the optimum gains over the reference. The best of several points on the truth itself:
-    an upper end of what a method can reach, for all methods alike.
+    As `reachable` counts it, over all points of all settings. The mean over seeds, its standard
+    error where there are several, and the same as a share of what the optimum gains over the
+    reference. Points are known by the truth itself: an upper end of what a method can reach, for
+    all methods alike.
     """
-    worlds = frontier.worlds
-    most = {
-        (budget, seed): optimal_reward(world, budget)
-        for budget in BUDGETS
-        for seed, world in worlds.items()
-    }
-    best: dict[tuple[str, float, int], float] = defaultdict(lambda: -np.inf)
-    for curve in frontier.curves:
-        for _, kl, reward in curve.points:
-            for budget in BUDGETS:
-                if kl <= budget:
-                    key = curve.experiment.method, budget, curve.experiment.seed
-                    best[key] = max(best[key], reward)
     rows = []
     for method in dict.fromkeys(curve.experiment.method for curve in frontier.curves):
-        for budget in BUDGETS:
-            rewards, shares = [], []
-            for seed, world in worlds.items():
-                start, value = _start(world), best[method, budget, seed]
-                rewards.append(value)
-                shares.append((value - start) / (most[budget, seed] - start))
-            several = len(rewards) > 1
-            error = float(np.std(rewards, ddof=1) / len(rewards) ** 0.5) if several else None
-            rows.append({
+        rewards, shares = [], []
+        for seed, world in frontier.worlds.items():
+            points = [(kl, reward) for curve in frontier.curves
+                      if (curve.experiment.method, curve.experiment.seed) == (method, seed)
+                      for _, kl, reward in curve.points]  # fmt: skip
+            own = reachable(points, BUDGETS)
+            most = np.array([optimal_reward(world, budget) for budget in BUDGETS])
+            rewards.append(own)
+            shares.append((own - _start(world)) / (most - _start(world)))
+        several = len(rewards) > 1
+        errors = np.std(rewards, ddof=1, axis=0) / len(rewards) ** 0.5 if several else None
+        rows += [
+            {
                 "method": method, "title": find_method(method).title, "budget": budget,
-                "reward": float(np.mean(rewards)), "standard_error": error,
-                "share_of_optimum": float(np.mean(shares)),
-            })  # fmt: skip
+                "reward": float(np.mean(rewards, axis=0)[place]),
+                "standard_error": None if errors is None else float(errors[place]),
+                "share_of_optimum": float(np.mean(shares, axis=0)[place]),
+            }
+            for place, budget in enumerate(BUDGETS)
+        ]  # fmt: skip
+    return rows
+
+
+def efficiency(frontier: Frontier) -> list[dict[str, Any]]:
+    """Per method: what its policies gain, as a share of what the optimum gains at their own KL.
+
+    Of every policy that a training ended with, and of the best of every n above 1: the mean, the
+    lowest and the highest, over settings and seeds; None where none of them moved by a thousandth
+    of a nat. 1 is on the line.
+    """
+    rows = []
+    for method in dict.fromkeys(curve.experiment.method for curve in frontier.curves):
+        found = []
+        for curve in frontier.curves:
+            if curve.experiment.method != method:
+                continue
+            world = frontier.worlds[curve.experiment.seed]
+            trained = find_method(method).trained
+            for _, kl, reward in curve.points[-1:] if trained else curve.points[1:]:
+                if kl > 1e-3:
+                    most = optimal_reward(world, kl) - _start(world)
+                    found.append((reward - _start(world)) / most)
+        rows.append({
+            "method": method, "title": find_method(method).title,
+            "mean": float(np.mean(found)) if found else None,
+            "lowest": min(found, default=None), "highest": max(found, default=None),
+        })  # fmt: skip
     return rows
 
 
@@ -179,34 +189,51 @@ def _line(world: EnumerableWorld) -> list[tuple[float, float]]:
 
 
 class _Kept:
-    """The curves of a folder, one line each; a line that was cut off is dropped."""
+    """The curves of a folder, one line each; a line that was cut off is dropped.
+
+    Attributes:
+        found: the points of each experiment.
+        accuracy: of each seed's reward model.
+    """
 
     def __init__(self, path: Path, scale: Scale) -> None:
         self._path, self._scale = path, asdict(scale)
         self.found: dict[Experiment, list[Point]] = {}
+        self.accuracy: dict[int, float] = {}
+        self._lines: list[str] = []
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if not isinstance(row, dict) or {"scale", "points"} - row.keys():
-                raise RunError(
-                    "is no curve", file=str(path), row=number, remedy="give another --out"
-                )
+            self._take(row, number)
+            self._lines.append(line)
+
+    def add(self, experiment: Experiment, points: list[Point], accuracy: float | None) -> None:
+        row = {**asdict(experiment), "scale": self._scale, "points": points, "accuracy": accuracy}
+        self._lines.append(json.dumps(row))
+        write_text(self._path, "\n".join(self._lines) + "\n")
+        self._know(experiment, points, accuracy)
+
+    def _take(self, row: Any, number: int) -> None:
+        try:
             if row.pop("scale") != self._scale:
                 raise RunError(
                     "the folder has curves of another scale",
-                    file=str(path),
+                    file=str(self._path),
                     row=number,
                     remedy="give another --out, or remove it",
                 )
             points = [(step, kl, reward) for step, kl, reward in row.pop("points")]
-            self.found[Experiment(**row)] = points
-        self._lines = [line for line in lines if line.endswith("}")]
+            accuracy = row.pop("accuracy")
+            self._know(Experiment(**row), points, accuracy)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                "is no curve", file=str(self._path), row=number, remedy="give another --out"
+            ) from error
 
-    def add(self, experiment: Experiment, points: list[Point]) -> None:
-        row = {**asdict(experiment), "scale": self._scale, "points": points}
-        self._lines.append(json.dumps(row))
-        write_text(self._path, "\n".join(self._lines) + "\n")
+    def _know(self, experiment: Experiment, points: list[Point], accuracy: float | None) -> None:
         self.found[experiment] = points
+        if accuracy is not None:
+            self.accuracy[experiment.seed] = accuracy

@@ -48,12 +48,14 @@ class Method:
         run: (stage, value) → its points.
         setting: name of what its grid is over.
         grid: the values.
+        trained: whether its points are moments of a training, or policies of their own.
     """
 
     title: str
     run: Callable[[Stage, float], list[Point]]
     setting: str | None = None
     grid: Sequence[float] = ()
+    trained: bool = True
 
 
 def _preferred_only(stage: Stage, _: float) -> list[Point]:
@@ -92,11 +94,13 @@ def _best_by(judged: EnumerableWorld, stage: Stage) -> list[Point]:
 METHODS: Mapping[str, Method] = {
     "ppo": Method("PPO, reward model", _ppo, "kappa", BETAS),
     "ppo-true": Method("PPO, true reward", _ppo_true, "kappa", BETAS),
-    "best-of-n": Method("best of n, reward model", _best_of),
-    "best-of-n-true": Method("best of n, true reward", _best_of_true),
+    "best-of-n": Method("best of n, reward model", _best_of, trained=False),
+    "best-of-n-true": Method("best of n, true reward", _best_of_true, trained=False),
     "preferred-sft": Method("preferred only, SFT", _preferred_only),
     "unlikelihood": Method("unlikelihood", _unlikelihood, "alpha", ALPHAS),
 }
+#: those that are told by a reward model what is good
+MODELLED = ("ppo", "best-of-n")
 
 
 def find_method(name: str) -> Method:
@@ -167,12 +171,14 @@ def experiments(
     return wanted
 
 
-def run(task: tuple[Scale, Experiment]) -> list[Point]:
-    """The points of one curve."""
+def run(task: tuple[Scale, Experiment]) -> tuple[list[Point], float | None]:
+    """The points of one curve, and how well the reward model tells that it rests on, if any."""
     import torch
 
     torch.set_num_threads(1)  # matrices are tiny, and every core has a process
     scale, experiment = task
     stage = prepare(scale, experiment.seed)
     value = float("nan") if experiment.value is None else experiment.value
-    return find_method(experiment.method).run(stage, value)
+    points = find_method(experiment.method).run(stage, value)
+    modelled = experiment.method in MODELLED
+    return points, learned_reward(scale, experiment.seed)[1] if modelled else None
