@@ -45,7 +45,7 @@ class FaultyServer:
         faults: of the POSTs in the order in which they come (None answers), then none; or a
             function of (number of the POST from 0, body).
         say: the text of a choice.
-        models: entries of `/v1/models`; None has no such page.
+        models: entries of `/v1/models`; None has no such page, and says `no_models`.
         most: choices given to a request at most, as by servers that ignore n.
         key: refused with 401 without it.
         seen: every POST.
@@ -55,6 +55,7 @@ class FaultyServer:
     faults: Sequence[Fault | None] | Callable[[int, dict[str, Any]], Fault | None] = ()
     say: Say = lambda body, index: f"answer {index} to {last_text(body)}"
     models: Sequence[Mapping[str, Any]] | None = ({"id": "tiny", "object": "model"},)
+    no_models: int = 404
     most: int | None = None
     key: str | None = None
     seen: list[Seen] = field(default_factory=list)
@@ -211,7 +212,7 @@ class _Handler(JsonHandler):
     def do_GET(self) -> None:
         told = self.server_told
         if not self.path.endswith("/models") or told.models is None:
-            self.say(404, {"error": {"message": "no such page"}})
+            self.say(told.no_models, {"error": {"message": "no such page"}})
         elif not self._allowed():
             self.say(401, {"error": {"message": f"wrong key {self._key()}"}})
         else:

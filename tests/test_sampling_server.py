@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -318,10 +319,13 @@ def test_the_model_is_the_only_one_or_named() -> None:
         assert Server(web.url, "b", patience=QUICK).chat(Request("Once")).model == "b"
         with pytest.raises(RequestError, match="no model c"):
             Server(web.url, "c", patience=QUICK).chat(Request("Once"))
-    with faulty_server(models=None) as web:  # has no such page
-        assert Server(web.url, "x", patience=QUICK).chat(Request("Once")).model == "x"
-        with pytest.raises(RequestError, match="404"):
-            Server(web.url, patience=QUICK).chat(Request("Once"))
+    for code in (404, 405, 500):  # has no such page, or one that breaks
+        with faulty_server(models=None, no_models=code) as web:
+            assert Server(web.url, "x", patience=QUICK).chat(Request("Once")).model == "x"
+            with pytest.raises(ServerError, match=str(code)):
+                Server(web.url, patience=QUICK).chat(Request("Once"))
+    with faulty_server(models=None, no_models=403) as web, pytest.raises(RequestError, match="403"):
+        Server(web.url, "x", patience=QUICK).chat(Request("Once"))
 
 
 def test_identity_is_what_lasts() -> None:
@@ -369,6 +373,18 @@ def test_log_probabilities_of_both_endpoints() -> None:
     assert [token.text for token in chat.tokens] == ["answer", "0", "to", "Hi"]
     assert chat.tokens[0].top == {"answer": -0.6931471805599453, "x": -2.0}
     assert chat.logp == pytest.approx(-4 * 0.6931471805599453)
+
+
+def test_tokens_that_read_alike_count_together() -> None:
+    """A letter and the byte of it: the second, which is rare, does not replace the first."""
+    tops = [{"token": "A", "logprob": -0.5}, {"token": "A", "logprob": -9.0}]
+    content = [{"token": "A", "logprob": -0.5, "top_logprobs": tops}]
+    choice = {"message": {"content": "A"}, "logprobs": {"content": content}}
+    with faulty_server([saying({"choices": [choice]})]) as web:
+        chat = (Message("user", "A or B?"),)
+        answer = Server(web.url, patience=QUICK).chat(Request(chat, top_logprobs=2)).answers[0]
+    assert answer.tokens is not None
+    assert answer.tokens[0].top == {"A": pytest.approx(math.log(math.exp(-0.5) + math.exp(-9.0)))}
 
 
 def test_servers_that_give_one_answer_at_a_time() -> None:

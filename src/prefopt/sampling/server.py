@@ -50,6 +50,8 @@ __all__ = ["Answer", "Patience", "Reply", "Request", "Server", "Token"]
 _LASTING = ("id", "owned_by", "root", "parent", "meta")
 _PASSING = ("n_ctx",)  # of meta
 _OPENAI = "api.openai.com"
+#: what servers without a list of models say; `transformers serve` breaks where no hub cache is
+_NO_LIST = (404, 405, 500, 501)
 
 
 class Server:
@@ -316,8 +318,8 @@ class Server:
 
         try:
             ((_, entries),) = at_once(looker(), [None], concurrency=1)
-        except RequestError as error:
-            if status_of(error.__cause__ or error) in (404, 405) and self._model is not None:
+        except ServerError as error:
+            if status_of(error.__cause__ or error) in _NO_LIST and self._model is not None:
                 return []
             raise
         return entries

@@ -9,7 +9,8 @@ own choice, where it takes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -226,6 +227,20 @@ def _finish(choice: Mapping[str, Any]) -> Finish:
     return "stop" if isinstance(named, str) else "end"
 
 
+def _likeliest(tops: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Log-probabilities by text; tokens that read alike, as a letter and its byte, together.
+
+    >>> _likeliest([{"token": "A", "logprob": -1.0}, {"token": "A", "logprob": -9.0}])
+    {'A': -0.9996645936271042}
+    """
+    found: dict[str, float] = {}
+    for top in tops:
+        text, logp = top["token"], float(top["logprob"])
+        low, high = sorted((logp, found.get(text, -math.inf)))
+        found[text] = high + math.log1p(math.exp(low - high)) if high > -math.inf else high
+    return found
+
+
 def _tokens(logprobs: Any) -> tuple[Token, ...] | None:
     if not logprobs:
         return None
@@ -235,7 +250,7 @@ def _tokens(logprobs: Any) -> tuple[Token, ...] | None:
             Token(
                 item["token"],
                 float(item["logprob"]),
-                {top["token"]: float(top["logprob"]) for top in item.get("top_logprobs") or ()},
+                _likeliest(item.get("top_logprobs") or ()),
             )
             for item in content
         )
