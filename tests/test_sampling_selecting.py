@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.errors import RecipeError
-from prefopt.records import Completion, Group
+from prefopt.errors import DataError, RecipeError
+from prefopt.records import Completion, Group, Origin
 from prefopt.sampling.rejection import accepted
 from prefopt.sampling.selecting import Selection, select, select_all, select_pairs
 
@@ -73,6 +73,21 @@ def test_what_is_left_out_is_counted() -> None:
     assert select(_group(("a", 1.0), ("b", 1.0)), Selection()).left_out == {"tied": 1}
     two_minds = _group(("a", 1.0), ("a", 0.0))  # one text with two scores is not better than itself
     assert select(two_minds, Selection()).left_out == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_are_refused(score: float) -> None:
+    answers = (Completion("a", 1.0), Completion("b", score))
+    group = Group("Which?", answers, origins=(Origin("scored.jsonl", 7),))
+    with pytest.raises(DataError, match="which no other can be compared with") as caught:
+        select(group, Selection())
+    assert (caught.value.file, caught.value.row) == ("scored.jsonl", 7)
+    assert caught.value.value == "Which?"
+
+
+def test_one_completion_is_no_pair() -> None:
+    for how in ({}, {"pairs": "all"}, {"pairs": "random"}, {"keep": "rso", "k": 2, "beta": 1.0}):
+        assert select(_group(("a", 1.0)), Selection(**how)).left_out == {"too_few": 1}  # type: ignore[arg-type]
 
 
 def test_groups_get_their_comparisons() -> None:

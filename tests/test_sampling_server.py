@@ -170,7 +170,7 @@ def _refusing(which: Callable[[str], bool], fault: Fault) -> Callable[..., Fault
 @pytest.mark.parametrize("first", [0, 5], ids=["at first", "later"])
 @pytest.mark.parametrize("code", [400, 413, 422, 500])
 def test_a_prompt_that_alone_is_refused_does_not_end_it(code: int, first: int) -> None:
-    bad = {PROMPTS[first], PROMPTS[7]}
+    bad = set(PROMPTS[first : first + 2])
     patience = Patience(retries=1, first_wait=0.01)
     with faulty_server(_refusing(bad.__contains__, status(code, TOO_LONG))) as web:
         server = Server(web.url, concurrency=1, patience=patience)

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from prefopt.errors import RecipeError
+from prefopt.errors import DataError, RecipeError
 from prefopt.records import Comparison, Group
 from prefopt.sampling.rejection import accepted
 
@@ -106,6 +106,9 @@ def select(group: Group, how: Selection) -> Selected:
     Of equal texts with equal scores one is a candidate, but in rejection sampling, which needs
     them as they were sampled; there only the pairs are of different texts.
 
+    Raises:
+        DataError: a score is not a finite number.
+
     >>> from prefopt.records import Completion
     >>> group = Group("1 + 1 =", tuple(Completion(t, s) for t, s in [("3", 0.0), ("2", 1.0)]))
     >>> select(group, Selection()).pairs
@@ -117,7 +120,7 @@ def select(group: Group, how: Selection) -> Selected:
     left_out["unscored"] = len(group.completions) - len(scored)
     # A fixed order of the contents, then chance: the order that they came in is forgotten.
     texts = [completion.text for completion in group.completions]
-    scores = [_finite(completion.score) for completion in group.completions]
+    scores = [_finite(group, completion.score) for completion in group.completions]
     pool = sorted(scored, key=lambda i: (texts[i], scores[i]))
     if how.keep != "rso":
         distinct = list({(texts[i], scores[i]): i for i in reversed(pool)}.values())
@@ -266,9 +269,18 @@ def _nothing(left_out: Counter[str], reason: str) -> Selected:
     return Selected((), +left_out)
 
 
-def _finite(score: float | None) -> float:
+def _finite(group: Group, score: float | None) -> float:
     if score is not None and not math.isfinite(score):
-        raise RecipeError("a score is not a finite number", field="score", value=score)
+        place = group.origins[0] if group.origins else None
+        raise DataError(
+            f"a score is {score}, which no other can be compared with",
+            kind="out_of_range",
+            file=place.file if place else None,
+            row=place.row if place else None,
+            field="score",
+            value=group.prompt_text,
+            remedy="remove the score: completions without one are left out, and counted",
+        )
     return 0.0 if score is None else score
 
 
