@@ -172,6 +172,26 @@ def test_a_policy_is_scored_by_subset(
     assert (same["accuracy"], same["strict"]["accuracy"]["value"], same["equal"]) == (0.5, 0.0, 5)
 
 
+def test_a_reward_models_folder_is_measured_as_it_is(
+    call: Call, tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    from prefopt.policies.reward import load_reward_model
+
+    model = load_reward_model(tiny_policy_folder, device="cpu", seed=3)
+    folder = tmp_path / "rm"
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    data_file = data(tmp_path, *PAIRS)
+    rest = ("--data", data_file, "--by", "subset", "--device", "cpu", "--json")
+    code, shown, err = call("score", folder, *rest)
+    assert code == 0, err
+    assert json.loads(shown) == json.loads(call("score", "--judge", f"reward:{folder}", *rest)[1])
+    assert json.loads(shown)["how"] == "scores"
+    for more, said in ((("--reference", folder), "or a reward model"), (("--ches",), "--ches")):
+        code, _, err = call("score", folder, *rest[:-1], *more)
+        assert (code, said in err) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

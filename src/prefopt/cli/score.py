@@ -102,11 +102,14 @@ def score(
     gives it beyond the reference. No text is generated: this measures ranking, not writing.
     In `accuracy` equal rewards are half right, and its interval is a bootstrap over prompts.
     `strict` is RewardBench's way: right only if strictly greater; the mean over subsets is what
-    its tables show. What length alone would score stands beside both.
+    its tables show. What length alone would score stands beside both. A reward model's folder is
+    measured by its rewards, as any judge is.
 
     `prefopt score runs/first --reference base/ --data heldout.jsonl`
 
-    `prefopt score --judge reward:runs/rm --data rewardbench.jsonl --by subset`
+    `prefopt score runs/rm --data rewardbench.jsonl --by subset`
+
+    `prefopt score --judge server:URL --data rewardbench.jsonl --by subset`
 
     With `--json`: `comparisons`, `accuracy`, `accuracy_interval`, `margin`, `length_baseline`,
     `prompts`, `strict` (`accuracy`, `longest`), `equal`, `ties`, `skipped`, `cut`, `rows`; with
@@ -116,6 +119,8 @@ def score(
     """
     check_target(out, ".jsonl", read=data)
     check_target(features, ".npz", read=data, option="--features")
+    if policy is not None and judge is None and _is_reward_model(policy):
+        policy, judge = None, f"reward:{policy}"
     _check(policy, reference, judge, cache, {
         "--ches": ches, "--features": features, "--max-length": max_length,
         "--beta": beta != 0.1 and beta, "--too-long": too_long != "error" and too_long,
@@ -129,6 +134,13 @@ def score(
         sides = str(policy), str(reference)
         document = _measure(sides, data, device, out, by, features, settings)
     return Outcome(document, _shown(document))
+
+
+def _is_reward_model(policy: str) -> bool:
+    from prefopt.policies.export import model_folder
+    from prefopt.policies.load import is_reward_model
+
+    return is_reward_model(model_folder(policy))
 
 
 def _check(
@@ -146,16 +158,19 @@ def _check(
         )  # fmt: skip
     if policy is not None and reference is None:
         raise UsageError(
-            "is missing", field="--reference", remedy="name the model it was trained from"
-        )
+            "is missing", field="--reference",
+            remedy="name the model it was trained from; a hub's reward model is --judge reward:ID",
+        )  # fmt: skip
     if policy is not None and cache is not None:
         raise UsageError("has no effect without --judge", field="--cache", value=cache,
                          remedy="leave it out; scores of references are cached anyway")  # fmt: skip
     given = {"--reference": reference, **of_policies} if judge is not None else {}
     for option, value in given.items():
         if value:
-            raise UsageError("has no effect with a judge", field=option, value=value,
-                             remedy="leave it out")  # fmt: skip
+            raise UsageError(
+                "has no effect with a judge or a reward model", field=option, value=value,
+                remedy="leave it out",
+            )  # fmt: skip
 
 
 def _measure(

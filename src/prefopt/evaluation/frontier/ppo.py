@@ -3,8 +3,8 @@
 Schulman et al. 2017 (arXiv:1707.06347) as it is used on language models (Ziegler et al. 2019,
 arXiv:1909.08593): the reward comes with the last token, −κ·(log π − log π_ref) with each, so the
 maximum is that of E[r] − κ·KL. With what Xu et al. 2024 (arXiv:2404.10719) found to matter:
-advantages are whitened and batches are large. The value function is a network of its own, so a
-weight of its loss would mean nothing, and it is not clipped.
+advantages are whitened and batches are large. The value function is a network of its own, so its
+loss needs no weight, and it is not clipped; the two share no more than the limit of the gradient.
 """
 
 from __future__ import annotations
