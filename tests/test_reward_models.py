@@ -420,6 +420,17 @@ def test_what_a_reward_model_does_not_read_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_loading_one_says_nothing(
+    tiny_policy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither of the head that is drawn nor of layers that nobody wanted to shard."""
+    policy = load_reward_model(tiny_policy_folder, device="cpu", seed=0)
+    policy.model.save_pretrained(tmp_path / "saved")
+    policy.tokenizer.save_pretrained(tmp_path / "saved")
+    load_reward_model(tmp_path / "saved", device="cpu")
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_the_other_commands_say_what_it_is(
     tiny_policy_folder: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -20,16 +20,23 @@ _HARMLESS = (
 )
 
 
+#: who reports what a folder lacks; and, once that is to be silent, which layers have no plan for
+#: tensor parallelism, which nobody asked for
+_REPORTERS = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+
+
 @contextmanager
 def without_report() -> Iterator[None]:
     """Without the report of weights that a folder lacks: a head that is drawn is meant to be."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _REPORTERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
