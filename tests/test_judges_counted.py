@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from prefopt.data.formats import write_groups
 from prefopt.data.verdicts import outcome_of
 from prefopt.errors import PrefoptError, RecipeError
 from prefopt.judges.code import code_of
+from prefopt.judges.constitution import read_constitution
 from prefopt.judges.debate import Debate
 from prefopt.judges.ensemble import Ensemble
-from prefopt.judges.judge import Question, Verdict, compare
+from prefopt.judges.judge import Question, Verdict, compare, score
 from prefopt.judges.judging import judge_groups
 from prefopt.judges.kept import Kept
 from prefopt.judges.language import LanguageJudge
@@ -24,13 +26,16 @@ from prefopt.judges.orders import settled, turned
 from prefopt.judges.points import points_of
 from prefopt.judges.principled import ByPrinciples, principle_counts
 from prefopt.judges.recursive import Recursive
-from prefopt.judges.revisers import RuleReviser
+from prefopt.judges.remembered import remember_in
+from prefopt.judges.revisers import RuleReviser, SpokenReviser
+from prefopt.judges.revising import revise
 from prefopt.judges.rubric import claimed_verdicts, load_rubric
 from prefopt.judges.rules import Scoring
 from prefopt.judges.selfreward import SelfReward, judge_accuracy
 from prefopt.judges.speaking import Ask, Said
 from prefopt.judges.table import make_judge
-from prefopt.judges.writing import RuleWriter, Turn
+from prefopt.judges.weighing import mass
+from prefopt.judges.writing import RuleWriter, SpokenWriter, Turn, load_instructions
 from prefopt.records import Comparison, Completion, Group, Message
 from tests.faulty_server import faulty_server, last_text, status
 
@@ -397,3 +402,119 @@ def test_who_wrote_nothing_is_counted() -> None:
     assert (found.judged, found.failures) == (3, {"silent": 4})  # in two questions, two rounds each
     critics = Recursive(longest, RuleWriter("w", argue), levels=2)
     assert judge_groups(critics, groups).failures == {"silent": 2}  # about one answer
+
+
+# -- killed on the way to a verdict --------------------------------------------------------
+
+
+class Failing(Scripted):
+    """The same, until it has said enough for now."""
+
+    def __init__(self, reply: Callable[[str], str | Said]) -> None:
+        super().__init__(reply)
+        self.texts: Counter[tuple[str, int]] = Counter()
+        self.left = 0
+
+    def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
+        for place, ask in enumerate(asks):
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.texts[ask.text, ask.seed] += 1
+            yield place, Said(self.reply(ask.text))  # type: ignore[arg-type]
+
+
+def through(work: Callable[[], Any], speaker: Failing, each: int) -> int:
+    """How often it has to be begun until it is done, interrupted after every few replies."""
+    for tries in range(1, 100):
+        speaker.left = each
+        try:
+            work()
+        except KeyboardInterrupt:
+            continue
+        return tries
+    raise AssertionError("it never ends")
+
+
+def test_a_debate_that_is_interrupted_again_and_again_asks_nobody_twice(tmp_path: Path) -> None:
+    speaker = Failing(lambda text: "[[A]]" if "Decide" in text else "because")
+    told = load_instructions("debater", "argue")
+    questions = [Question(f"p{n}", "yes", "no") for n in range(3)]
+
+    def judged() -> Any:
+        judge = LanguageJudge(speaker, load_rubric("pairwise"))
+        debate = Debate(judge, [SpokenWriter(speaker, told)], rounds=2)
+        return Kept(debate, tmp_path).compare_all(questions)
+
+    assert through(judged, speaker, 4) > 3
+    assert len(speaker.texts) == 3 * (2 * 2 + 2) and set(speaker.texts.values()) == {1}
+    assert [v.probability for v in judged()] == [0.5] * 3
+
+
+def test_revisions_that_are_interrupted_ask_nobody_twice(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("principles: [{name: n, critique: c, revision: r}]\n")
+    rules = read_constitution(tmp_path / "rules.yaml")
+    speaker = Failing(lambda text: "milk" if "criticised" in text else "It is tea.")
+    trails: list[Any] = []
+
+    def revised() -> None:
+        reviser = SpokenReviser(speaker, rules)
+        remember_in(tmp_path / "replies", reviser)
+        answers = [("p", f"tea {n}") for n in range(5)]
+        trails[:] = revise(answers, rules, reviser, journal=tmp_path / "journal")
+
+    assert through(revised, speaker, 3) == 4
+    assert [trail.texts[-1] for trail in trails] == ["milk"] * 5
+    assert len(speaker.texts) == 10 and set(speaker.texts.values()) == {1}
+
+
+def test_points_by_log_probabilities_are_their_expected_value() -> None:
+    class Weighing(Scripted):
+        def weigh(
+            self, texts: Sequence[str], answers: Sequence[str]
+        ) -> Iterator[tuple[int, list[float] | Said]]:
+            logps = {"2": math.log(0.3), "5": math.log(0.1)}
+            yield 0, [logps.get(answer, -math.inf) for answer in answers]
+
+    judge = LanguageJudge(Weighing(str), load_rubric("additive"), mode="logprobs")
+    assert score(judge, "p", "a") == pytest.approx((0.3 * 2 + 0.1 * 5) / 0.4)
+
+
+def test_a_letter_is_a_letter_with_and_without_a_space() -> None:
+    top = {"A": math.log(0.2), " A": math.log(0.1), "▁A": math.log(0.05), "AB": -0.1, "a": -0.1}
+    assert mass(top, "A") == pytest.approx(math.log(0.35))
+    assert mass(top, "B") == -math.inf
+
+
+# -- ensembles and debates -----------------------------------------------------------------
+
+
+def test_members_of_an_ensemble_that_see_the_order_are_asked_in_both() -> None:
+    both = Ensemble([Flips(), make_judge("longest")])
+    verdict = compare(both, "p", "longer", "short")
+    # Flips: 0.9 for the longer one shown first, 0.6 for the shorter one: (0.9 + 0.4) / 2.
+    assert verdict.probability == pytest.approx((0.65 + 1.0) / 2)
+    assert verdict.order_consistent is False  # one of those that could flip did
+    steady = LanguageJudge(Scripted(lambda text: "[[C]]"), load_rubric("pairwise"))
+    assert compare(Ensemble([Flips(), steady]), "p", "longer", "short").order_consistent is False
+
+
+def test_a_member_without_weight_takes_no_score_away() -> None:
+    silent = Scoring("silent", lambda prompt, text: 1.0, {})
+    silent.score_all = lambda answers, progress=None: [None for _ in answers]  # type: ignore[method-assign]
+    judges = [silent, make_judge("longest")]
+    assert Ensemble(judges, rule="weighted", weights=[0, 2]).score_all([("p", "abc")]) == [3.0]
+    assert Ensemble(judges, rule="weighted", weights=[1, 2]).score_all([("p", "abc")]) == [None]
+
+
+def test_every_turn_of_a_debate_has_a_seed_of_its_own() -> None:
+    seeds: list[int] = []
+
+    def argue(turn: Turn) -> str:
+        seeds.append(turn.seed)
+        return "so"
+
+    for seed in (0, 1):
+        debate = Debate(make_judge("longest"), [RuleWriter("w", argue)], rounds=3, seed=seed)
+        compare(debate, "p", "yes", "no")
+    assert len(set(seeds)) == len(seeds) == 12

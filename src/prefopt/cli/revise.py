@@ -95,6 +95,7 @@ def revise(
     """
     from prefopt.data.formats import read_groups, write_groups
     from prefopt.judges.constitution import read_constitution
+    from prefopt.judges.remembered import remember_in
     from prefopt.judges.revisers import make_reviser
     from prefopt.judges.revising import pairs_of, tallies
     from prefopt.judges.revising import revise as revise_all
@@ -107,6 +108,7 @@ def revise(
     )
     groups = read_groups(list(files), format=format, on_error=on_error)
     sources, journal = _answers(groups, files), _beside(out, "revisions")
+    remember_in(_beside(out, "replies"), who)
     with counting("revising", "answers") as progress:
         trails = revise_all(
             list(sources), rules, who, rounds=rounds, seed=seed, journal=journal, progress=progress

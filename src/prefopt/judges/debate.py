@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
 from prefopt.judges.orders import fairly
+from prefopt.judges.remembered import remember_in
 from prefopt.judges.table import Context
 from prefopt.judges.writing import (
     Turn,
@@ -62,6 +64,10 @@ class Debate:
         self.name = f"{form}:{judge.name}"
         self._judge, self._debaters = judge, (debaters[0], debaters[-1])
         self._rounds, self._form, self._seed = rounds, form, seed
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep what is said on the way to a verdict."""
+        remember_in(folder, self._judge, *dict.fromkeys(self._debaters))
 
     def identity(self) -> Mapping[str, Any]:
         return {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
 from prefopt.judges.orders import fairly, side
+from prefopt.judges.remembered import remember_in
 from prefopt.judges.table import Context
 from prefopt.records import Prompt
 
@@ -46,6 +48,10 @@ class Ensemble:
         self.side_by_side = any(getattr(judge, "side_by_side", False) for judge in judges)
         self._rule = rule
         self._weights = list(weights) if weights is not None else [1.0] * len(judges)
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep what is said on the way to a verdict."""
+        remember_in(folder, *self._judges)
 
     def identity(self) -> Mapping[str, Any]:
         return {

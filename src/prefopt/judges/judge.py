@@ -62,6 +62,7 @@ class Judge(Protocol):
     * `chunk`: else, how many questions it is given at once where verdicts are kept;
     * `failures`: a Counter of replies that could not be read, by kind, up to date whenever
       something is handed over;
+    * `remember_in(folder)`: lets everybody whom it asks on the way to a verdict keep the replies;
     * `unscored`: else, one word for why there is no score.
     """
 

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
 from prefopt.judges.lines import Line, Lines
 from prefopt.judges.orders import SAME, swapped, turned
+from prefopt.judges.remembered import remember_in
 from prefopt.judges.scoring import Scored, scored_all, scored_each
 from prefopt.judges.speaking import NO_REPLY
 from prefopt.records import Prompt, prompt_key
@@ -79,6 +80,8 @@ class Kept:
         self._about = Path(folder) / f"{digest}.json"
         with explained(Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)
+        if not hasattr(judge, "compare_each"):  # one that says much before there is a verdict
+            remember_in(Path(folder), judge)
 
     def identity(self) -> Mapping[str, Any]:
         return self.judge.identity()

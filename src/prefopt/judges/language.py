@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
 from prefopt.judges.orders import SAME, merged, same, swapped
 from prefopt.judges.points import points_of
+from prefopt.judges.remembered import Remembered
 from prefopt.judges.rubric import Rubric, claimed_verdicts, load_rubric
 from prefopt.judges.speakers import speaker_of
 from prefopt.judges.speaking import Ask, Said, Speaker
@@ -142,6 +144,10 @@ class LanguageJudge:
             value=[self.rubric.low, self.rubric.high],
             remedy="use points within 0 to 9, or mode: text",
         )
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep every reply, for whoever needs several questions before there is a verdict."""
+        self._speaker = Remembered(self._speaker, folder)
 
     def identity(self) -> Mapping[str, Any]:
         read = {} if self._mode == "logprobs" else {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RecipeError
@@ -12,6 +13,7 @@ from prefopt.judges.constitution import Principle, read_constitution
 from prefopt.judges.judge import Judge, Progress, Question, Verdict, cannot_score
 from prefopt.judges.language import reader
 from prefopt.judges.orders import fairly
+from prefopt.judges.remembered import remember_in
 from prefopt.judges.rubric import Rubric
 from prefopt.judges.table import Context, check_spec, make_judge
 from prefopt.judges.templates import check_template, read_templates
@@ -36,6 +38,10 @@ class ByPrinciples:
         self.name = name
         self._principles, self._weights = principles, weights
         self.side_by_side = any(getattr(j, "side_by_side", False) for j in principles.values())
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep what is said on the way to a verdict."""
+        remember_in(folder, *self._principles.values())
 
     def identity(self) -> Mapping[str, Any]:
         return {

@@ -9,11 +9,13 @@ the data from which the critic of the next level is trained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
 from prefopt.judges.orders import fairly
+from prefopt.judges.remembered import remember_in
 from prefopt.judges.table import Context
 from prefopt.judges.writing import (
     Turn,
@@ -46,6 +48,10 @@ class Recursive:
         self.name = f"recursive:{judge.name}"
         self.side_by_side = getattr(judge, "side_by_side", False)
         self._judge, self._critic, self._levels, self._seed = judge, critic, levels, seed
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep what is said on the way to a verdict."""
+        remember_in(folder, self._judge, self._critic)
 
     def identity(self) -> Mapping[str, Any]:
         return {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from prefopt.errors import DataError, RecipeError
 from prefopt.judges.code import called, code_of
 from prefopt.judges.constitution import Constitution, Principle
+from prefopt.judges.remembered import Remembered
 from prefopt.judges.settings import Spec
 from prefopt.judges.speakers import choose
 from prefopt.judges.speaking import Ask, Said, Speaker
@@ -132,6 +134,10 @@ class SpokenReviser:
             "speaker": dict(self._speaker.identity()), "templates": self._templates,
             "temperature": self._temperature, "max_new_tokens": self._max_new_tokens,
         }  # fmt: skip
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep every critique and every revision as it comes."""
+        self._speaker = Remembered(self._speaker, folder)
 
     def revise(self, drafts: Sequence[Draft]) -> list[Revised]:
         asks = [self._ask("critique", draft, draft.principle.critique) for draft in drafts]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RecipeError, TrainingError
@@ -16,6 +17,7 @@ from prefopt.judges import settings
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
 from prefopt.judges.language import LanguageJudge
 from prefopt.judges.orders import fairly, settled, side
+from prefopt.judges.remembered import remember_in
 from prefopt.judges.rubric import load_rubric
 from prefopt.judges.scoring import compare_by_scores
 from prefopt.judges.speaking import Speaker, local_speaker, served_speaker
@@ -45,6 +47,10 @@ class SelfReward:
     def refusal(self) -> str:
         """Why a question got no reply at all."""
         return self._points.refusal
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep what is said on the way to a verdict."""
+        remember_in(folder, self._points)
 
     def identity(self) -> Mapping[str, Any]:
         return {**self._points.identity(), "kind": "selfreward"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from prefopt.errors import DataError, RecipeError
 from prefopt.judges.code import called, code_of
+from prefopt.judges.remembered import Remembered
 from prefopt.judges.settings import Spec
 from prefopt.judges.speakers import choose
 from prefopt.judges.speaking import Ask, Speaker
@@ -197,6 +199,10 @@ class SpokenWriter:
             "instructions": self._instructions.template, "words": self._instructions.words,
             "temperature": self._temperature, "max_new_tokens": self._max_new_tokens,
         }  # fmt: skip
+
+    def remember_in(self, folder: Path) -> None:
+        """Keep every text."""
+        self._speaker = Remembered(self._speaker, folder)
 
     def write(self, turns: Sequence[Turn]) -> list[str]:
         asks = [Ask(self._instructions.filled(t), t.seed, self._temperature) for t in turns]
