@@ -14,6 +14,7 @@ from prefopt.cli.app import run as command
 from prefopt.data.formats import read_groups, write_groups
 from prefopt.errors import PolicyError, PrefoptError, RecipeError, RunError
 from prefopt.judges.judge import Judge, Progress, Question, Verdict
+from prefopt.judges.kept import Kept
 from prefopt.judges.table import make_judge
 from prefopt.records import Comparison, Completion, Group, Prompt
 from prefopt.rounds import judging
@@ -24,6 +25,7 @@ from prefopt.rounds.ledger import Ledger
 from prefopt.rounds.loop import run_rounds
 from prefopt.rounds.measuring import _wins
 from prefopt.rounds.settings import Gates, make_rounds
+from prefopt.training.display import Display
 from tests.small_loop import small_loop
 
 RULE = "def shorter(prompt, completion):\n    return -len(completion)\n"
@@ -126,11 +128,29 @@ def test_what_is_asked_stays_within_the_budget_and_ties_are_left_out(
     ],
 )
 def test_rules_make_comparisons_of_scores(
-    settings: dict[str, Any], rule: dict[str, Any], pairs: set[tuple[int, int]]
+    settings: dict[str, Any], tmp_path: Path, rule: dict[str, Any], pairs: set[tuple[int, int]]
 ) -> None:
-    chosen = make_rounds({**settings, "sample": {"n": 4}, "select": rule}).file.select
-    groups, _ = judging._of_scores([scored(0.0, 1.0, 2.0, 4.0)], chosen, 0)
+    questions = tmp_path / "questions.jsonl"
+    lengths = (1, 2, 3, 5)
+    write_groups(questions, [Group("p", tuple(Completion("x" * length) for length in lengths))])
+    rounds = make_rounds({**settings, "sample": {"n": 4}, "select": rule})
+
+    def judged() -> dict[str, Any]:
+        return judging.judge(
+            tmp_path, rounds, questions, Kept(make_judge("longest"), tmp_path / "kept"),
+            way="score", seed=0, display=Display(False),
+        )  # fmt: skip
+
+    if not pairs:
+        with pytest.raises(RecipeError, match=r"prefers nothing.*margin"):
+            judged()
+        return
+    figures = judged()
+    groups = read_groups([str(tmp_path / "pairs.jsonl")])
     assert {(e.preferred, e.dispreferred) for g in groups for e in g.comparisons} == pairs
+    assert figures["asked"] == figures["questions"] == 4 and figures["known"] == 0
+    # of a process that was killed and one that went on all questions count
+    assert judged()["asked"] == 4
 
 
 def test_a_judge_that_reads_both_answers_is_asked_to_compare(

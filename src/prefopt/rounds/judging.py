@@ -126,7 +126,10 @@ def judge(
         )
     write_groups(folder / "pairs.jsonl", pairs)
     edges = sum(len(group.comparisons) for group in pairs)
-    return {**verdicts.to_dict(), "comparisons": edges, "dropped": dropped}
+    # A process that was killed has asked too: what counts is the round.
+    asked = judge.spent()
+    counts = {"asked": asked, "known": total - verdicts.not_asked - asked}
+    return {**verdicts.to_dict(), **counts, "comparisons": edges, "dropped": dropped}
 
 
 def _of_verdicts(groups: Sequence[Group]) -> tuple[list[Group], dict[str, int]]:

@@ -22,6 +22,8 @@ _STATES = {
     "waiting": ("open", "Waiting"),
     "running": ("open", "Still running, or interrupted"),
 }
+#: the first policy against itself
+_EVEN = {"value": 0.5, "interval": [0.5, 0.5]}
 _EXAMPLES = 6  # prompts whose answers are shown
 _STAGES = ("sample", "select", "judge", "check", "train", "evaluate")
 
@@ -60,6 +62,7 @@ def _page(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         "status": Status(tone, f"{words}: {reason}" if reason else words),
         "tiles": _tiles(document),
         "plots": _plots(history),
+        "who": _who(document),
         "rounds": _table(document),
         "stages": _stages(document),
         "examples": _examples(folder, len(history)),
@@ -115,11 +118,11 @@ def _plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
     if all(row["reward"] and row["reward"]["value"] is not None for row in history):
         rewards = [row["reward"] for row in history]
         plots.append(_over_rounds("Mean score", "reward", rewards, "by the evaluating judge"))
-    wins = [{"value": 0.5, "interval": [0.5, 0.5]}, *(row["initial"] for row in history[1:])]
+    wins = [_EVEN, *(row["initial"] for row in history[1:])]
     if all(one["value"] is not None for one in wins):
-        plots.append(
-            _over_rounds("Wins against the first policy", "wins", wins, "ties half", level=0.5)
-        )
+        note = "ties count half; dashed: no better than the first"
+        plots.append(_over_rounds("Wins against the first policy", "wins", wins, note, level=0.5))
+    plots += _against_kl(history)
     for name, title, note in (
         ("kl", "KL to the first policy", "nats a completion"),
         ("length", "Length", "characters of an answer"),
@@ -155,11 +158,45 @@ def _over_rounds(
         axes.plot(places, heights, color=MAIN, marker="o", markersize=5, linewidth=1.4, zorder=3)
         style_axes(axes)
         axes.margins(x=0.08, y=0.15)
-        axes.set_xticks(list(places))
+        axes.set_xticks(list(places), list(map(_named_round, places)))
         axes.set_xlabel("round")
         said = ", ".join(number(one["value"]) for one in values)
         svg = to_svg(figure, f"rounds-{name}", f"{title} by round: {said}")
     return Plot(title, note, svg)
+
+
+def _against_kl(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """What was gained for how much KL: both sides of the trade in one drawing."""
+    name, gained = "Mean score", [row["reward"] or {"value": None} for row in history]
+    if any(one["value"] is None for one in gained):
+        name, gained = "Wins", [_EVEN, *(row["initial"] for row in history[1:])]
+    if any(one["value"] is None for one in gained):
+        return []
+    places, heights = [row["kl"] for row in history], [one["value"] for one in gained]
+    with figure_of(3.5, 2.3) as (figure, axes):
+        for place, height, row, one in zip(places, heights, history, gained, strict=True):
+            bar: Mapping[str, Any] = {"color": INK, "linewidth": 1.2, "zorder": 2}
+            if one["interval"] is not None:
+                axes.plot([place, place], one["interval"], **bar)
+            if row.get("kl_interval") is not None:
+                axes.plot(row["kl_interval"], [height, height], **bar)
+        axes.plot(places, heights, color=MAIN, marker="o", markersize=5, linewidth=1.4, zorder=3)
+        for number_, place in enumerate(places):
+            where = (place, heights[number_])
+            axes.annotate(_named_round(number_), where, (5, -11), textcoords="offset points",
+                          color=INK, fontsize=8)  # fmt: skip
+        style_axes(axes)
+        axes.margins(x=0.12, y=0.2)
+        axes.set_xlabel("KL to the first policy")
+        told = ", ".join(
+            f"{number(y)} at {number(x)}" for x, y in zip(places, heights, strict=True)
+        )
+        svg = to_svg(figure, "rounds-trade", f"{name} against KL, round after round: {told} nats")
+    return [Plot(f"{name} against KL", "what was gained for how far the policy moved", svg)]
+
+
+def _named_round(place: int) -> str:
+    return str(place) if place else "first"
 
 
 # -- tables --------------------------------------------------------------------------------
@@ -178,7 +215,14 @@ def _table(document: Mapping[str, Any]) -> Table:
         ))  # fmt: skip
     columns = ("", "mean score", "wins against the first", "against the one before", "KL",
                "length", "diversity", "agreement", "accuracy")  # fmt: skip
-    return Table("What each round came to, with 95 % intervals", columns, tuple(rows))
+    known = [place for place in range(len(columns))
+             if place == 0 or any(row[place] != "–" for row in rows)]  # fmt: skip
+    return Table(
+        "What each round came to, with 95 % intervals over prompts; KL in nats a completion, "
+        "length in characters",
+        tuple(columns[place] for place in known),
+        tuple(tuple(row[place] for place in known) for row in rows),
+    )
 
 
 def _with_interval(value: Mapping[str, Any] | None) -> str:
@@ -205,7 +249,7 @@ def _stages(document: Mapping[str, Any]) -> Table:
             number(judged.get("unread")), number(judged.get("comparisons")),
             ", ".join(problems) or ("nothing" if checked else "–"), duration(took),
         ))  # fmt: skip
-    columns = ("", "completions", "questions", "asked now", "unreadable", "comparisons",
+    columns = ("", "completions", "questions", "asked", "unreadable", "comparisons",
                "found by check", "time")  # fmt: skip
     return Table("What went into each round", columns, tuple(rows))
 
@@ -255,7 +299,8 @@ _EACH = (
     ("select", "Which completions are scored, or which pairs are compared, within the budget."),
     ("judge", "The judge says what it thinks. No question is asked twice; what cannot be read is "
      "counted, and ties are left out."),
-    ("check", "What is wrong with the comparisons. Errors stop the training."),
+    ("check", "What is wrong with the comparisons, as prefopt check says it; the gate of that name "
+     "can stop the loop there."),
     ("train", "The policy learns from the comparisons."),
     ("evaluate", "The new policy answers prompts that no round trains on, and is compared with the "
      "first one and with the one before."),
@@ -274,6 +319,31 @@ def _links(folder: Path, document: Mapping[str, Any]) -> list[tuple[str, str]]:
             if (folder / path).is_file():
                 found.append((f"round {entry['round']}: {words}", path))
     return found
+
+
+def _who(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the loop began with, who judges, and how it trains."""
+    settings, judges = document["settings"], document.get("judges", {})
+    world = settings.get("world")
+    objective = (settings.get("train") or {}).get("objective") or {}
+    if isinstance(objective, str):
+        objective = {"name": objective}
+    options = ", ".join(f"{name} {value}" for name, value in objective.items() if name != "name")
+    found = [
+        ("first policy", f"of the world {world['name']}" if world else settings.get("model")),
+        ("judge", _named(judges.get("judge"))),
+        ("evaluated by", _named(judges.get("evaluate.judge"))),
+        ("trained with", " · ".join(filter(None, (objective.get("name", "dpo"), options)))),
+    ]
+    return [(name, said) for name, said in found if said]
+
+
+def _named(judge: Mapping[str, Any] | None) -> str:
+    """A judge by its kind and what distinguishes it."""
+    if not judge:
+        return ""
+    told = (judge.get(name) for name in ("model", "url", "function", "file", "task", "world"))
+    return " ".join([judge["kind"], *(str(one) for one in told if one)])
 
 
 def _choices(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
