@@ -72,14 +72,7 @@ def frontier(
     write_text(folder / "frontier.json", json.dumps(document) + "\n")
     frontier_page.write(document, folder / "frontier.html")
     page = str(folder / "frontier.html")
-    means = f" Mean over {seeds} seeds ± standard error." if seeds > 1 else ""
-    told = (
-        "The most reward that a method's policies reach within so many nats, and its share of "
-        f"what the optimum gains there.{means}"
-    )
-    return Outcome(
-        {**document, "page": page}, [_table(document), told, _own(document), f"Page: {page}"]
-    )
+    return Outcome({**document, "page": page}, [_table(document), _told(document), f"Page: {page}"])
 
 
 def _numbers(text: str) -> list[float]:
@@ -113,10 +106,16 @@ def _table(document: dict[str, Any]) -> Table:
     return table
 
 
-def _own(document: dict[str, Any]) -> str:
-    """How near the optimum each method's policies are, wherever they went."""
+def _told(document: dict[str, Any]) -> str:
+    """What the table shows, and how near the optimum policies are, wherever they went."""
+    seeds = len(document["seeds"])
+    means = f" Mean over {seeds} seeds ± standard error." if seeds > 1 else ""
     near = [
         (row["mean"], row["title"]) for row in document["efficiency"] if row["mean"] is not None
     ]
     shares = "; ".join(f"{title} {percent(mean)}" for mean, title in sorted(near, reverse=True))
-    return f"Of what the optimum gains at a policy's own KL, on average: {shares}."
+    return (
+        "The most reward that a method's policies reach within so many nats, and its share of "
+        f"what the optimum gains there.{means}\n"
+        f"Of what the optimum gains at a policy's own KL, on average: {shares}."
+    )
