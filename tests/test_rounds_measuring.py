@@ -17,6 +17,7 @@ from prefopt.rounds import measuring
 from prefopt.rounds.gates import reason_of_check, reasons
 from prefopt.rounds.ledger import Ledger
 from prefopt.rounds.loop import run_rounds
+from prefopt.rounds.page import write_page
 from prefopt.rounds.settings import Gates, make_rounds
 from prefopt.sampling.generate import before_stop
 from tests.small_loop import small_loop
@@ -326,3 +327,62 @@ def test_prompts_that_were_refused_are_mended_in_the_same_folder(
         run(settings, rounds=2)
     prompts.write_text("".join(rows[:20]))
     assert len(run(settings, rounds=2)["history"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"rounds": 9, "prompts_per_round": 1000}, "prompts_per_round"),
+        ({"evaluate": {"count": 801}}, "evaluate.count"),
+    ],
+)
+def test_more_prompts_than_a_world_has_are_refused_and_not_looked_for(
+    change: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(RecipeError, match="a generated world has") as caught:
+        make_rounds({"world": "reviews", "judge": "world", **change})
+    assert caught.value.field == field
+    make_rounds({"world": "reviews", "judge": "world", "rounds": 8, "prompts_per_round": 1000})
+
+
+# -- the page ------------------------------------------------------------------------------
+
+
+def test_the_page_shows_who_judges_and_what_was_gained_for_how_much_kl(tmp_path: Path) -> None:
+    def told(value: float) -> dict[str, Any]:
+        return {"value": value, "interval": [value - 0.02, value + 0.02]}
+
+    def row(place: int, *, scored: bool) -> dict[str, Any]:
+        against = told(0.5 + 0.1 * place) if place else None
+        return {
+            "value": 0.1, "reward": told(0.3 * place) if scored else None, "initial": against,
+            "previous": against, "kl": 2.0 * place, "kl_interval": [place, 3.0 * place],
+            "length": 90.0, "length_interval": [80.0, 100.0], "diversity": 0.2, "agreement": None,
+            "accuracy": None, "prompts": 23,
+        }  # fmt: skip
+
+    def page(*, scored: bool) -> str:
+        for place in range(3):
+            answers = tmp_path / f"round-{place}" / "evaluate" / "samples.jsonl"
+            answers.parent.mkdir(parents=True, exist_ok=True)
+            answers.write_text(json.dumps({"prompt": "p", "completions": [{"text": "a"}]}) + "\n")
+        write_page(tmp_path, {
+            "state": "done", "rounds": [], "best": {"round": 2, "model": "m", "value": 0.1},
+            "history": [row(place, scored=scored) for place in range(3)],
+            "judges": {"judge": {"kind": "reward", "model": "runs/<r>"},
+                       "evaluate.judge": {"kind": "longest", "unit": "words"}},
+            "settings": {"reference": "initial", "start": "initial", "data": "fresh",
+                         "model": "org/first", "world": None,
+                         "train": {"objective": {"name": "ipo", "tau": 0.2}}},
+        })  # fmt: skip
+        return (tmp_path / "report.html").read_text()
+
+    text = page(scored=True)
+    assert 'aria-label="Mean score against KL, round after round: 0 at 0, 0.300 at 2.00' in text
+    for words in ("org/first", "reward runs/&lt;r&gt;", "longest", "ipo · tau 0.2"):
+        assert f"<dd>{words}</dd>" in text, words
+    # what nobody measured has no column
+    assert ">length</th>" in text and ">agreement</th>" not in text and ">accuracy</th>" not in text
+    text = page(scored=False)
+    assert 'aria-label="Wins against KL, round after round: 0.500 at 0, 0.600 at 2.00' in text
+    assert "Mean score" not in text and ">mean score</th>" not in text

@@ -32,6 +32,10 @@ _DECIDED = {
 }
 
 
+#: prompts of a world for all rounds; a tenth of it is there to measure on
+_OF_A_WORLD = 8000
+
+
 class World(Strict):
     """A generated world in place of a model and prompts."""
 
@@ -271,6 +275,7 @@ def _problems(rounds: Rounds) -> Iterator[RecipeError]:
             if value is not None:
                 remedy = "leave out one of the two"
                 yield rounds.refuse("has no effect in a world", name, value=value, remedy=remedy)
+        yield from _beyond_the_world(rounds)
     for name in file.train:
         reason = _DECIDED.get(name.partition(".")[0])
         if reason is not None:
@@ -279,6 +284,21 @@ def _problems(rounds: Rounds) -> Iterator[RecipeError]:
             )
     yield from _idle(rounds)
     yield from _training_problems(rounds)
+
+
+def _beyond_the_world(rounds: Rounds) -> Iterator[RecipeError]:
+    """More prompts than a world has: they would be looked for forever."""
+    file = rounds.file
+    asked = (
+        ("prompts_per_round", file.rounds * file.prompts_per_round, _OF_A_WORLD),
+        ("evaluate.count", file.evaluate.count, _OF_A_WORLD // 10),
+    )
+    for name, count, most in asked:
+        if count > most:
+            yield rounds.refuse(
+                f"a generated world has {most:,} prompts for that, and {count:,} are wanted",
+                name, remedy=f"lower rounds or {name}, or give a model and prompts of your own",
+            )  # fmt: skip
 
 
 def _idle(rounds: Rounds) -> Iterator[RecipeError]:
