@@ -437,6 +437,22 @@ def read_groups_of(rows: list[dict[str, Any]]) -> list[Any]:
     return [from_json(row) for row in rows]
 
 
+def test_texts_that_no_file_and_no_terminal_takes(
+    call: Call, prompts: Path, tmp_path: Path
+) -> None:
+    """Half a character, which JSON can say; codes that would change the terminal."""
+    out = tmp_path / "samples.jsonl"
+    with faulty_server(say=lambda *_: "a\ud83d \x1b[31mb") as web:
+        command = ("sample", prompts, "--server", web.url)
+        assert call(*command, "--out", out)[0] == 0
+        code, shown, _ = call(*command)
+    assert [c.text for c in next(iter(read_groups(out))).completions] == ["a\ufffd \x1b[31mb"]
+    assert (code, "a\ufffd \ufffd[31mb" in shown, "\x1b[31m" in shown) == (0, True, False)
+    with faulty_server(lambda *_: status(403, "\x1b[2Jno \x07way")) as web:
+        error = call("sample", prompts, "--server", web.url)[2]
+    assert "\ufffd[2Jno \ufffdway" in error
+
+
 def test_the_same_without_a_file(call: Call, prompts: Path) -> None:
     with faulty_server() as web:
         code, out, _ = call("sample", web.url, prompts, "-n", 2, "--duplicates", "drop", "--json")

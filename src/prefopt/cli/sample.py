@@ -289,7 +289,9 @@ def _refused(answered: Answered) -> list[Any]:
 
 
 def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    from prefopt.sampling.failures import seen
+
+    return " ".join(seen(text).split())
 
 
 def _shown_now(
@@ -323,10 +325,12 @@ def _as_text(groups: list[Group]) -> list[Any]:
     from rich.rule import Rule
     from rich.text import Text
 
+    from prefopt.sampling.failures import seen
+
     shown: list[Any] = []
     for group in groups:
-        shown.append(Text(group.prompt_text, style="bold"))
+        shown.append(Text(seen(group.prompt_text), style="bold"))
         for number, completion in enumerate(group.completions, start=1):
-            shown += [Rule(str(number), align="left", style="dim"), Text(completion.text)]
+            shown += [Rule(str(number), align="left", style="dim"), Text(seen(completion.text))]
         shown.append("")
     return shown

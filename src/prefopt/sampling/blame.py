@@ -26,14 +26,10 @@ class Blame:
 
     Args:
         ask: sends a request, again and again if so told.
-        stopped: whether another request has failed for good.
     """
 
-    def __init__(
-        self, ask: Callable[[Request, bool], Awaitable[Reply]], stopped: Callable[[], bool]
-    ) -> None:
+    def __init__(self, ask: Callable[[Request, bool], Awaitable[Reply]]) -> None:
         self._ask = ask
-        self._stopped = stopped
         self._answered: set[str] = set()
         self._one_control = asyncio.Lock()
 
@@ -48,8 +44,6 @@ class Blame:
             return False
         control, healthy = control_of(request), status < _IN_TROUBLE
         async with self._one_control:  # the others may learn from its answer
-            if self._stopped():
-                return False
             if healthy and _key(control) in self._answered:
                 return True
             try:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -123,9 +124,11 @@ def generate(
         rules: how to draw.
         batch_size: rows computed at once.
     """
-    waiting = deque(rows)
+    coming = iter(rows)
+    waiting = deque(islice(coming, batch_size))
     batch = _Batch(model, prompts, rules, batch_size)
     while batch.fill(waiting):
+        waiting.extend(islice(coming, batch_size - len(waiting)))
         yield from batch.draw()
         batch.read()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ _SPENT = ("insufficient_quota", "billing_hard_limit_reached")
 #: statuses that may be about one prompt: refused as too long or malformed, or the server's code
 #: breaks on it (llama.cpp says 500 of a conversation that its template does not take)
 OF_A_PROMPT = {400, 413, 422, 500}
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _REMEDIES = {
     400: "the server does not take this request: a setting that it does not know, or a prompt "
@@ -166,6 +169,15 @@ def gave_up(
     )
 
 
+def seen(text: str) -> str:
+    """Anybody's text fit for a terminal: without characters that control it.
+
+    >>> seen("red: \\x1b[31m")
+    'red: �[31m'
+    """
+    return _CONTROL.sub("\ufffd", text)
+
+
 def _said(error: BaseException, secret: str | None) -> str:
     """One line of what a failure says of itself."""
     status = status_of(error)
@@ -175,7 +187,7 @@ def _said(error: BaseException, secret: str | None) -> str:
         text = "no answer in time"
     elif type(error).__name__ == "APIConnectionError":
         text = f"no connection ({error.__cause__})"
-    line = " ".join(str(text or error).split()) or type(error).__name__
+    line = " ".join(seen(str(text or error)).split()) or type(error).__name__
     if secret:
         line = line.replace(secret, "…")
     return f"{status}: {line[:300]}" if status is not None else line[:300]

@@ -117,10 +117,6 @@ class Persistence:
         """Something failed for good: what fails from now on is not tried again."""
         self._stopped.set()
 
-    def stopped(self) -> bool:
-        """Whether something has."""
-        return self._stopped.is_set()
-
     async def _sleep(self, seconds: float) -> bool:
         """Wait that long, or until all is stopped; returns whether it is."""
         with suppress(TimeoutError):

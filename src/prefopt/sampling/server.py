@@ -221,7 +221,7 @@ class Server:
             async def once(request: Request, again: bool = True) -> Reply:
                 return await self._once(client, keeping, request, again=again)
 
-            blame = Blame(once, keeping.stopped)
+            blame = Blame(once)
 
             async def ask(request: Request) -> Reply | RefusedPrompt:
                 try:

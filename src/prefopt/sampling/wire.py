@@ -204,10 +204,19 @@ def reply_of(document: Any) -> Reply:
 
 def _answer(choice: Mapping[str, Any]) -> Answer:
     message = choice.get("message")
-    text = choice["text"] if message is None else message.get("content") or ""
+    text = (choice["text"] if message is None else message.get("content")) or ""
     if not isinstance(text, str):
         raise TypeError("the text of an answer is not text")
-    return Answer(text, _finish(choice), _tokens(choice.get("logprobs")))
+    return Answer(_whole(text), _finish(choice), _tokens(choice.get("logprobs")))
+
+
+def _whole(text: str) -> str:
+    """The text without halves of characters, which JSON can say and no file can hold.
+
+    >>> _whole("a\\ud83d b")
+    'a� b'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 #: what vLLM and SGLang say of an answer that they gave up half-way, to sleep or to shut down
