@@ -202,7 +202,7 @@ def test_replies_of_points_are_counted_too_and_stay_counted(tmp_path: Path, retr
 
 def test_a_judge_without_a_word_for_it_gives_no_score() -> None:
     class Half:
-        name, sees_order, unscored = "half", False, "not_encoded"
+        name, sees_order, unscored = "half", False, {("p", "odd"): "end_inside"}
 
         def identity(self) -> dict[str, Any]:
             return {}
@@ -214,7 +214,7 @@ def test_a_judge_without_a_word_for_it_gives_no_score() -> None:
             return [None if text == "odd" else 1.0 for _, text in answers]
 
     found = judge_groups(Half(), [group("odd", "fine", "odd")], what="score")
-    assert (found.unread, found.failures) == (2, {"not_encoded": 1})
+    assert (found.unread, found.failures) == (2, {"end_inside": 1})
     # On another scale, the mean of the others would be no better or worse, only different.
     assert Ensemble([Half(), make_judge("longest")]).score_all([("p", "odd"), ("p", "x")]) == [
         None, 1.0,

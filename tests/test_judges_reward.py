@@ -15,6 +15,7 @@ import yaml
 from prefopt.engine.logps import completion_logps
 from prefopt.errors import PolicyError, RecipeError
 from prefopt.judges.judge import Judge, Question, compare, score
+from prefopt.judges.judging import judge_groups
 from prefopt.judges.table import make_judge
 from prefopt.policies.load import load_policy
 from prefopt.recipe import load_recipe
@@ -99,6 +100,9 @@ def test_what_cannot_be_encoded_has_no_score_and_spoils_no_other(
     assert [value is None for value in scores] == [False, True, True, False]
     assert scores[0] == pytest.approx(judge.score_all(answers[:1])[0], abs=1e-6)
     assert compare(judge, prompt, " fine.", long).probability is None
+    found = judge_groups(judge, [Group(prompt, tuple(Completion(text) for _, text in answers))])
+    assert (found.judged, found.unread) == (1, 5)
+    assert found.failures == {"too_long": 1, "end_inside": 1}
 
 
 def test_a_constraint_or_a_probe_reads_the_same_numbers(reward_run: Path) -> None:

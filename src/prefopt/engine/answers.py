@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefopt.engine.packed import in_order
 from prefopt.engine.tokens import Encoder, TokenGroup
+from prefopt.errors import DataError
 from prefopt.policies.load import Policy
 from prefopt.records import Completion, Group, Prompt
 
@@ -30,7 +32,7 @@ def score_answers(
     *,
     microbatch_tokens: int = 8192,
     progress: Callable[[int, int], None] | None = None,
-) -> list[float | None]:
+) -> list[float | str]:
     """A number for each answer, in order.
 
     Args:
@@ -41,20 +43,16 @@ def score_answers(
         progress: told how many are done, and of how many.
 
     Returns:
-        None where an answer cannot be encoded: it is too long for the model, or goes on after
-        an end-of-turn token.
+        Where an answer cannot be encoded, why: the kind of `DataError` (`too_long` for the model,
+        `end_inside`: it goes on after an end-of-turn token, `empty_prompt`).
     """
-    found: dict[int, float] = {}
+    found: dict[int, float | str] = {}
 
-    def add(groups: Iterable[Group]) -> None:
-        encoder = Encoder(
-            policy.tokenizer,
-            end_of_turn=policy.end_of_turn,
-            max_length=policy.max_length,
-            too_long="drop",
-            on_error="skip",
-        )
-        stream = encoder(groups)
+    def encoder(**how: Any) -> Encoder:
+        ends, limit = policy.end_of_turn, policy.max_length
+        return Encoder(policy.tokenizer, end_of_turn=ends, max_length=limit, **how)
+
+    def add(stream: Iterator[TokenGroup]) -> None:
         while chunk := list(islice(stream, _CHUNK)):
             numbers = in_order(score, chunk, microbatch_tokens).tolist()
             places = [int(place or 0) for group in chunk for place in group.columns["score"]]
@@ -62,11 +60,17 @@ def score_answers(
             if progress is not None:
                 progress(len(found), len(answers))
 
-    add(_by_prompt(answers))
+    def alone(places: Iterable[int]) -> Iterator[TokenGroup]:
+        for place in places:
+            try:
+                yield from encoder()([_group(answers, [place])])
+            except DataError as error:
+                found[place] = error.kind
+
+    add(encoder(too_long="drop", on_error="skip")(_by_prompt(answers)))
     # One answer that cannot be encoded takes the others of its group with it: now one by one.
-    missing = [place for place in range(len(answers)) if place not in found]
-    add(_group(answers, [place]) for place in missing)
-    return [found.get(place) for place in range(len(answers))]
+    add(alone([place for place in range(len(answers)) if place not in found]))
+    return [found[place] for place in range(len(answers))]
 
 
 def _by_prompt(answers: Sequence[Answer]) -> Iterator[Group]:

@@ -104,6 +104,13 @@ def _beta(chosen: settings.Implicit, context: Context) -> float:
 
     row = find_objective(recipe.objective.name)
     beta = {**row.options, **recipe.objective.options}.get("beta")
+    if row.head == "reward":
+        raise context.refusal(
+            "the run made a reward model, which has no implicit reward",
+            "model",
+            value=chosen.model,
+            remedy=f"use it as reward:{chosen.model}",
+        )
     if row.reward is not None or not row.needs_reference or beta is None:
         raise context.refusal(
             f"the run's objective, {row.name}, does not make β·(log π − log π_ref) its reward",

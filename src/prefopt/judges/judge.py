@@ -63,7 +63,7 @@ class Judge(Protocol):
     * `failures`: a Counter of replies that could not be read, by kind, up to date whenever
       something is handed over;
     * `remember_in(folder)`: lets everybody whom it asks on the way to a verdict keep the replies;
-    * `unscored`: else, one word for why there is no score.
+    * `unscored`: else, by answer, one word for why it has no score.
     """
 
     #: one word and what distinguishes it: `longest`, `reward:runs/rm`, `server:gpt-x`

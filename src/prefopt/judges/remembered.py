@@ -24,18 +24,22 @@ class Remembered:
     Args:
         speaker: who is asked what is not known.
         folder: where replies are kept, in a file for each speaker.
+
+    Attributes:
+        asked: the speaker.
     """
 
     def __init__(self, speaker: Speaker, folder: Path) -> None:
         if isinstance(speaker, Remembered):  # the last folder that was named
-            speaker = speaker._speaker
+            speaker = speaker.asked
         self.name = speaker.name
         who = json.dumps(dict(speaker.identity()), sort_keys=True).encode()
         digest = hashlib.sha256(who).hexdigest()[:24]
-        self._speaker, self._lines = speaker, Lines(folder / f"{digest}.replies.jsonl")
+        self.asked: Speaker = speaker
+        self._lines = Lines(folder / f"{digest}.replies.jsonl")
 
     def identity(self) -> Mapping[str, Any]:
-        return self._speaker.identity()
+        return self.asked.identity()
 
     def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
         self._lines.refresh()
@@ -47,7 +51,7 @@ class Remembered:
         if not places:
             return
         missing = [asks[place] for place in places]
-        coming: Any = self._speaker.say(missing, max_new_tokens=max_new_tokens)
+        coming: Any = self.asked.say(missing, max_new_tokens=max_new_tokens)
         with closing(coming):
             for position, said in coming:
                 place = places[position]
@@ -58,7 +62,7 @@ class Remembered:
     def weigh(
         self, texts: Sequence[str], answers: Sequence[str]
     ) -> Iterator[tuple[int, list[float] | Said]]:
-        return self._speaker.weigh(texts, answers)
+        return self.asked.weigh(texts, answers)
 
 
 def remember_in(folder: Path, *these: Any) -> None:

@@ -30,12 +30,13 @@ class Rewarding:
         about: what the rewards depend on, as plain JSON.
         temperature: T, in units of reward.
         microbatch_tokens: tokens computed at once; never changes a reward.
+
+    Attributes:
+        unscored: why an answer got no reward (`engine.answers.score_answers`).
     """
 
     #: it sees one completion at a time
     sees_order = False
-    #: why there is no score: too long for the model, or text after an end-of-turn token
-    unscored = "not_encoded"
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Rewarding:
     ) -> None:
         self.name = name
         self._policy, self._score = policy, score
+        self.unscored: dict[tuple[Prompt, str], str] = {}
         ends = sorted(policy.end_of_turn)
         self._about = {**about, "ends": ends, "temperature": temperature}
         self._temperature, self._microbatch_tokens = temperature, microbatch_tokens
@@ -64,16 +66,21 @@ class Rewarding:
     def score_all(
         self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None
     ) -> list[float | None]:
-        """Rewards; None of an answer that cannot be encoded (`unscored`)."""
+        """Rewards; None of an answer that cannot be encoded, and why in `unscored`."""
         from prefopt.engine.answers import score_answers
 
-        return score_answers(
+        numbers = score_answers(
             self._policy,
             self._score,
             answers,
             microbatch_tokens=self._microbatch_tokens,
             progress=progress,
         )
+        why = {
+            one: said for one, said in zip(answers, numbers, strict=True) if isinstance(said, str)
+        }
+        self.unscored.update(why)
+        return [None if isinstance(said, str) else said for said in numbers]
 
 
 def make_reward(chosen: settings.Reward, context: Context) -> Judge:

@@ -87,9 +87,12 @@ def scored_all(
 ) -> list[Scored]:
     """Every score, with its failures: of a judge that scores all at once the one that it knows."""
     if not hasattr(judge, "score_each"):
-        kind = getattr(judge, "unscored", "no_score")
         scores = judge.score_all(answers, progress)
-        return [(score, {kind: 1} if score is None else {}) for score in scores]
+        why = getattr(judge, "unscored", {})
+        return [
+            (score, {why.get(answer, "no_score"): 1} if score is None else {})
+            for answer, score in zip(answers, scores, strict=True)
+        ]
     found: dict[int, Scored] = {}
     for position, one in scored_each(judge, answers):
         found[position] = one
