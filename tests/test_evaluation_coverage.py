@@ -93,6 +93,18 @@ def test_the_test_is_of_the_rate_however_many_answers_a_prompt_has() -> None:
     assert found["p"] == np.mean([total >= abs(sums.sum()) for total in every]) > 0.9
 
 
+@pytest.mark.parametrize("prompts", [20, 100])
+def test_many_ties_make_no_interval_too_wide(prompts: int) -> None:
+    """Seven of ten verdicts flip: the values lie closer together than wins and losses would."""
+    rng, hits, trials = np.random.default_rng(prompts), 0, 400
+    for _ in range(trials):
+        values, of = answered(rng, prompts, 0.65)
+        values = np.where(rng.random(len(values)) < 0.7, 0.5, values)
+        low, high = share(values, of).ends
+        hits += low <= 0.5 + 0.3 * 0.15 <= high
+    assert 0.915 <= hits / trials <= 0.985
+
+
 # -- length --------------------------------------------------------------------------------
 
 

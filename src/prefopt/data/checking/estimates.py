@@ -91,8 +91,9 @@ def share(
     """A weighted mean of values in [0, 1] with an interval that stays in [0, 1].
 
     Wilson's interval for as many independent comparisons as give the same variance (the effective
-    sample size of Korn and Graubard 1998), at most as many as there are. Where every value is the
-    same, each prompt counts as one. With one prompt the interval is [0, 1].
+    sample size of Korn and Graubard 1998); the variance is at least that of as many independent
+    values. Where every value is the same, each prompt counts as one. With one prompt the interval
+    is [0, 1].
 
     Args:
         values, clusters, weights, confidence: as for `mean`.
@@ -108,10 +109,10 @@ def share(
     if sums.clusters == 1:
         return Estimate(sums.mean, 0.0, 1.0, sums.count, 1)
     p = min(max(sums.mean, 0.0), 1.0)
-    variance = sums.variance * stretch**2
+    variance = max(sums.variance, sums.apart / sums.effective) * stretch**2
     spread = p * (1 - p)
     held = spread > 0 and variance > 1e-12 * spread
-    size = min(spread / variance, sums.effective) if held else sums.effective_clusters
+    size = spread / variance if held else sums.effective_clusters
     z2 = sums.quantile(confidence) ** 2
     centre = (p + z2 / (2 * size)) / (1 + z2 / size)
     half = math.sqrt(z2) / (1 + z2 / size) * math.sqrt(spread / size + z2 / (4 * size**2))
@@ -161,6 +162,7 @@ class _Sums:
         self.mean = float((numbers * weight).sum() / mass)
         masses = np.bincount(clusters, weights=weight)
         residuals = np.bincount(clusters, weights=weight * (numbers - self.mean))
+        self.apart = float((weight * (numbers - self.mean) ** 2).sum() / mass)
         self.count = int(np.count_nonzero(weight))
         self.clusters = int(np.count_nonzero(masses))
         freedom = max(self.clusters - 1, 1)
