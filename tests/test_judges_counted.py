@@ -25,7 +25,7 @@ from prefopt.judges.language import LanguageJudge
 from prefopt.judges.orders import settled, turned
 from prefopt.judges.points import points_of
 from prefopt.judges.principled import ByPrinciples, principle_counts
-from prefopt.judges.recursive import Recursive
+from prefopt.judges.recursive import Recursive, critic_groups
 from prefopt.judges.remembered import remember_in
 from prefopt.judges.revisers import RuleReviser, SpokenReviser
 from prefopt.judges.revising import revise
@@ -518,3 +518,41 @@ def test_every_turn_of_a_debate_has_a_seed_of_its_own() -> None:
         debate = Debate(make_judge("longest"), [RuleWriter("w", argue)], rounds=3, seed=seed)
         compare(debate, "p", "yes", "no")
     assert len(set(seeds)) == len(seeds) == 12
+
+
+def test_principles_read_by_who_sees_the_order_are_asked_in_both() -> None:
+    judge = ByPrinciples("c", {"x": Flips()}, {"x": 1.0})  # type: ignore[dict-item]
+    verdict = compare(judge, "p", "longer", "short")
+    assert (verdict.probability, verdict.order_consistent) == (pytest.approx(0.65), False)
+
+
+def test_a_critique_is_judged_by_the_truth_whichever_side_that_is_on() -> None:
+    def critic(turn: Turn) -> str:
+        return "FAULT" if turn.seed % 2 else "fine"
+
+    def worth(prompt: object, text: str) -> float:
+        return text.startswith("wrong") - 100.0 * text.count("FAULT")
+
+    judge = Scoring("hasty", worth, {})
+    for first, second, truth in (("right", "wrong!", 1.0), ("wrong!", "right", 0.0)):
+        found = critic_groups(
+            judge, RuleWriter("c", critic), [(Question("p", first, second), truth)]
+        )
+        # Only of the wrong one does a fault bring the judge to the truth; the right one, called
+        # faulty, leaves it as wrong as it was.
+        assert [[c.text for c in g.completions] for g in found] == [["FAULT", "fine"]]
+        assert found[0].comparisons[0].preferred == 0 and found[0].meta["errors"] == [0.0, 1.0]
+
+
+def test_verdicts_are_not_lost_if_somebody_deletes_the_folder_meanwhile(tmp_path: Path) -> None:
+    class Deleting(Flips):
+        chunk = 2
+
+        def compare_all(self, questions: Sequence[Question], progress: Any = None) -> list[Verdict]:
+            for path in tmp_path.glob("*.jsonl"):
+                path.unlink()
+            return super().compare_all(questions)
+
+    questions = [Question(f"p{n}", "longer", "short") for n in range(6)]
+    verdicts = Kept(Deleting(), tmp_path).compare_all(questions)
+    assert None not in [verdict.probability for verdict in verdicts]
