@@ -94,7 +94,7 @@ def acquire(
     pairs: WhichPairs = "all",
     repeat: Repeat = None,
     on_error: OnError = "raise",
-    seed: Annotated[int, described("Of the controls, of random choices and of ties.")] = 0,
+    seed: Annotated[int, described("Seed of the controls, of random choices and of ties.")] = 0,
 ) -> Outcome:
     """Choose which comparisons to have labelled next.
 

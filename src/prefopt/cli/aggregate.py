@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import OnError, check_target, described
+from prefopt.cli.options import Format, OnError, check_target, described
 from prefopt.cli.outcome import Outcome, counts, percent, table
 from prefopt.data.aggregation.rules import Method, Over
 
@@ -68,7 +68,7 @@ def aggregate(
     types: Types = None,
     smoothing: Smoothing = None,
     ridge: Ridge = None,
-    format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
+    format: Format = "auto",
     on_error: OnError = "raise",
     seed: Annotated[int, described("Seed of the intervals and of the search for types.")] = 0,
 ) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefopt.cli.options import Device, OnError, described
+from prefopt.cli.options import Device, OnError, described, judge_spec
 from prefopt.cli.outcome import Outcome, counting, counts, percent, table
 
 if TYPE_CHECKING:
@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 Spec = Annotated[
     str | None,
-    described(
-        "A judge that is asked about every pair with votes: longest, reward:FOLDER, lm:FOLDER, "
-        "server:URL, or a YAML file. The rows need texts.",
-        metavar="SPEC",
-    ),
+    judge_spec("Asked about every pair with votes, if the rows have texts"),
 ]
 Cache = Annotated[
     str | None,

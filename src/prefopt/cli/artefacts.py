@@ -45,8 +45,9 @@ def export(
 ) -> Outcome:
     """Write a plain model folder, adapters merged.
 
-    The folder loads with `AutoModelForCausalLM.from_pretrained` and needs neither prefopt nor
-    PEFT. Before it gets its name, it is loaded and compared with the source.
+    The folder loads with `AutoModelForCausalLM.from_pretrained`, a reward model's with
+    `AutoModelForSequenceClassification`, and needs neither prefopt nor PEFT. Before it gets its
+    name, it is loaded and compared with the source.
 
     With `--json`: `model`, `merged`, `parameters`, `difference` (largest difference of a
     log-probability from the source, in nats).

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import OnError, check_target, described
+from prefopt.cli.options import Format, OnError, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, percent
 
 _SHOWN = 40  # values in the table; `--json` has all
@@ -40,7 +40,7 @@ def balance(
     ],
     limit: Limit = 10.0,
     seed: Annotated[int, described("Seed of the clusters.")] = 0,
-    format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
+    format: Format = "auto",
     on_error: OnError = "raise",
 ) -> Outcome:
     """Write comparisons again, with weights that even something out.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import check_target, described
+from prefopt.cli.options import Format, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting
 
 _LEVELS = ("note", "warning", "error")
@@ -69,7 +69,7 @@ def check(
     max_length: MaxLength = None,
     embed: Embed = None,
     out: Page = None,
-    format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
+    format: Format = "auto",
     quick: Quick = False,
     seed: Annotated[int, described("Seed of samples, clusters and intervals.")] = 0,
     fail_on: FailOn = None,

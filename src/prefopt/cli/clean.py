@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefopt.cli.options import check_target, described
+from prefopt.cli.options import Format, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts
 
 Merge = Annotated[
@@ -43,7 +43,7 @@ def clean(
         ),
     ],
     merge: Merge = None,
-    format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
+    format: Format = "auto",
 ) -> Outcome:
     """Write data without the rows of some kinds of findings, and these rows with the reasons.
 

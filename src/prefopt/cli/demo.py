@@ -10,8 +10,8 @@ def demo(*, out: str = "runs/demo", seed: int = 0, quick: bool = False) -> Outco
 
     Short reviews from a seeded grammar, with a known reward: a small model learns to
     write them (SFT), its own pairs are compared by the reward with noise, DPO learns from the
-    comparisons, and the result is measured on prompts it never saw. It takes about three
-    minutes on two cores and needs no network.
+    comparisons, and the result is measured on prompts it never saw. It takes a minute
+    or two on two cores and needs no network.
 
     With `--json`: `win_rate`, `win_rate_interval`, `reward_before`, `reward_after`, `kl`,
     `seconds`, `report`.

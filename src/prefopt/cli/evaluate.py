@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Device, check_target, described
+from prefopt.cli.options import Device, check_target, described, judge_spec
 from prefopt.cli.outcome import Outcome, UsageError, counting, percent, table
 
 if TYPE_CHECKING:
@@ -22,11 +22,7 @@ _LISTED = 12  # categories that people see in the terminal
 
 Spec = Annotated[
     str | None,
-    described(
-        "Who compares the answers: longest, reward:FOLDER, implicit:FOLDER, lm:FOLDER, "
-        "server:URL, or a YAML file. Without one the files must have verdicts already.",
-        metavar="SPEC",
-    ),
+    judge_spec("Who compares the answers; without one the files must have verdicts already"),
 ]
 Baseline = Annotated[
     str | None,
@@ -97,10 +93,10 @@ def evaluate(
     cache: Cache = None,
     budget: Budget = None,
     n: Repeats = 1,
-    temperature: Annotated[float, described("Of models that are asked now.")] = 1.0,
-    max_new_tokens: Annotated[int, described("Of models that are asked now.")] = 256,
+    temperature: Annotated[float, described("Of a model: 0 takes the most probable token.")] = 1.0,
+    max_new_tokens: Annotated[int, described("A model's answer that is longer is cut.")] = 256,
     device: Device = None,
-    seed: Annotated[int, described("Of samples, intervals and tests.")] = 0,
+    seed: Annotated[int, described("Seed of samples, intervals and tests.")] = 0,
 ) -> Outcome:
     """Compare policies by their answers, with any judge.
 

@@ -24,15 +24,17 @@ def frontier(
         str,
         described(
             "What to compare, with commas between: ppo, ppo-true, best-of-n, best-of-n-true, "
-            "preferred-sft, unlikelihood, and any objective on comparisons, labels or rankings."
+            "preferred-sft, unlikelihood, and any objective on comparisons, labels or rankings.",
+            metavar="NAMES",
         ),
     ] = METHODS,
     seeds: Annotated[
         int, described("So many worlds, each with its own curves.", validator=Number(gte=1))
     ] = 1,
-    seed: Annotated[int, described("Of the first world.", validator=Number(gte=0))] = 0,
+    seed: Annotated[int, described("Seed of the first world.", validator=Number(gte=0))] = 0,
     grid: Annotated[
-        str | None, described("β of objectives and κ of PPO, with commas between.")
+        str | None,
+        described("β of objectives and κ of PPO, with commas between.", metavar="NUMBERS"),
     ] = None,
     processes: Annotated[
         int | None,

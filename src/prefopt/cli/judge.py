@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Device, OnError, check_target, described
+from prefopt.cli.options import Device, Format, OnError, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, percent, table
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def judge(
     cache: Cache = None,
     budget: Budget = None,
     rationale: Annotated[bool, described("Write the judge's words beside its verdicts.")] = False,
-    format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
+    format: Format = "auto",
     on_error: OnError = "raise",
     device: Device = None,
 ) -> Outcome:

@@ -20,7 +20,10 @@ def described(text: str, **parameter: object) -> Parameter:
 Model = Annotated[str, described("A run's folder, a model folder, an adapter folder, or a hub id.")]
 Device = Annotated[
     str | None,
-    described("Where to compute, such as cpu or cuda; by default the first accelerator."),
+    described(
+        "Where to compute, such as cpu or cuda; by default the first accelerator.",
+        metavar="DEVICE",
+    ),
 ]
 MaxLength = Annotated[
     int | None,
@@ -33,6 +36,7 @@ TooLong = Annotated[
     Literal["error", "drop", "cut_prompt_start", "cut_completion"],
     described("What happens to rows beyond that."),
 ]
+Format = Annotated[str, described("Layout of the rows; auto recognises it.", metavar="NAME")]
 OnError = Annotated[
     Literal["raise", "skip"],
     described("Stop at the first wrong row, or leave it out and count it."),
@@ -44,6 +48,12 @@ MicrobatchTokens = Annotated[
         validator=Number(gte=1),
     ),
 ]
+
+
+def judge_spec(purpose: str) -> Parameter:
+    """The parameter for a judge that a command asks, which may be any of `prefopt judge`."""
+    some = "longest, reward:FOLDER, lm:FOLDER, server:URL or a YAML file"
+    return described(f"{purpose}: any judge of `prefopt judge`, such as {some}.", metavar="SPEC")
 
 
 def check_target(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Device, OnError, check_target, described
+from prefopt.cli.options import Device, Format, OnError, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, table
 
 if TYPE_CHECKING:
@@ -58,9 +58,12 @@ Rounds = Annotated[
     int,
     described("Principles drawn for each answer, one after the other.", validator=Number(gte=1)),
 ]
-Temperature = Annotated[float, described("Of what a model writes.", validator=Number(gte=0))]
+Temperature = Annotated[
+    float,
+    described("Of what a model writes: 0 takes the most probable token.", validator=Number(gte=0)),
+]
 MaxNewTokens = Annotated[
-    int, described("Of a critique, and of a revision.", validator=Number(gte=1))
+    int, described("Most tokens of a critique, and of a revision.", validator=Number(gte=1))
 ]
 
 
@@ -73,10 +76,10 @@ def revise(
     out: Out,
     rounds: Rounds = 1,
     judge: WhichJudge = None,
-    seed: Annotated[int, described("Of the principles drawn, and of what is written.")] = 0,
+    seed: Annotated[int, described("Seed of the principles drawn, and of what is written.")] = 0,
     temperature: Temperature = 0.7,
     max_new_tokens: MaxNewTokens = 512,
-    format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
+    format: Format = "auto",
     on_error: OnError = "raise",
     device: Device = None,
 ) -> Outcome:

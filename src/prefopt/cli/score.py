@@ -18,6 +18,7 @@ from prefopt.cli.options import (
     TooLong,
     check_target,
     described,
+    judge_spec,
 )
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, interval, percent, table
 
@@ -38,11 +39,7 @@ Data = Annotated[
 ]
 Spec = Annotated[
     str | None,
-    described(
-        "Measure this judge instead of a policy: reward:FOLDER, longest, lm:FOLDER, server:URL, "
-        "or a YAML file.",
-        metavar="SPEC",
-    ),
+    judge_spec("Measured instead of a policy"),
 ]
 By = Annotated[
     str | None,
@@ -92,7 +89,7 @@ def score(
     on_error: OnError = "raise",
     microbatch_tokens: MicrobatchTokens = 8192,
     device: Device = None,
-    seed: Annotated[int, described("Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, described("Seed of the interval.")] = 0,
     ches: Ches = False,
     features: Features = None,
 ) -> Outcome:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import OnError, described
+from prefopt.cli.options import Format, OnError, described
 from prefopt.cli.outcome import Outcome, counting, counts, percent, table
 
 
@@ -36,8 +36,8 @@ def split(
             validator=Number(gte=2),
         ),
     ] = None,
-    seed: Annotated[int, described("Another seed, another split.")] = 0,
-    format: Annotated[str, described("Layout of the rows; auto recognises it.")] = "auto",
+    seed: Annotated[int, described("Seed of the split.")] = 0,
+    format: Format = "auto",
     on_error: OnError = "raise",
 ) -> Outcome:
     """Set some of the data aside for evaluation.
