@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def kill() -> None:
 
 def die_at(folder: Path, number: int, stage: str, when: str) -> None:
     """Kill this process `before` or `after` a stage is finished, or `within` it."""
-    import prefopt.judges.kept as kept
     import prefopt.sampling.keeping as keeping
+    from prefopt.judges.lines import Lines
     from prefopt.training import loop
 
     place = folder / f"round-{number}" / stage
@@ -95,7 +96,7 @@ def die_at(folder: Path, number: int, stage: str, when: str) -> None:
     if when == "within" and stage == "sample":  # in the middle of the prompts
         keeping._File._append = third(keeping._File._append)  # type: ignore[method-assign]
     if when == "within" and stage == "judge":  # in the middle of the questions
-        kept._Lines.add = third(kept._Lines.add)  # type: ignore[method-assign]
+        Lines.add = third(Lines.add)  # type: ignore[method-assign]
     if when == "within" and stage == "train":  # between two steps of the optimizer
         loop.accumulate = third(loop.accumulate)
 
@@ -110,6 +111,8 @@ def attempt(settings: dict[str, Any], *moment: Any) -> int:
                 die_at(Path(settings["out"]), *moment)
             run_rounds(make_rounds(settings), progress=False)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

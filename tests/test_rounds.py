@@ -295,8 +295,8 @@ def test_a_judge_with_a_taste_for_length_is_caught(settings: dict[str, Any]) -> 
 
 def die_after(count: int) -> None:
     """SIGKILL this process at one of the moments when something is made to last."""
-    import prefopt.judges.kept as kept
     import prefopt.sampling.keeping as keeping
+    from prefopt.judges.lines import Lines
     from prefopt.training import loop
 
     left = [count]
@@ -311,7 +311,7 @@ def die_after(count: int) -> None:
         return wrapped
 
     os.replace = counted(os.replace)
-    kept._Lines.add = counted(kept._Lines.add)  # type: ignore[method-assign]
+    Lines.add = counted(Lines.add)  # type: ignore[method-assign]
     keeping._File._append = counted(keeping._File._append)  # type: ignore[method-assign]
     loop.fit = counted(loop.fit)
 
