@@ -62,6 +62,18 @@ def test_ties_are_broken_by_chance_or_not_at_all() -> None:
     third = Counter(next(iter(_texts(group, keep="top_k", k=4, seed=s))) for s in range(200))
     assert {worse for _, worse in third} == {"c", "d"}
     assert select(group, Selection(keep="top_k", k=4, ties="drop")).left_out == {"tied_ends": 1}
+    cut = Selection(keep="top_k", k=4, ties="drop", pairs="all")
+    assert select(group, cut).left_out == {"tied_ends": 1}
+    clear = Selection(keep="top_k", k=3, ties="drop", pairs="all")
+    assert _texts(group, keep="top_k", k=3, ties="drop", pairs="all") == {("a", "e"), ("b", "e")}
+    assert select(group, clear).left_out == {"tied": 1}
+
+
+def test_chance_is_of_the_texts_as_well() -> None:
+    """With one seed and one prompt not every tie goes to the same place."""
+    groups = [_group((f"a{i}", 1.0), (f"b{i}", 1.0), ("c", 0.0)) for i in range(200)]
+    first = sum(("a" + str(i), "c") in _texts(group) for i, group in enumerate(groups))
+    assert 70 < first < 130
 
 
 def test_what_is_left_out_is_counted() -> None:
