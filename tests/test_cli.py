@@ -54,6 +54,8 @@ def test_every_help_page_describes_its_options_and_its_json(call: Call, verb: st
     assert (code, err) == (0, "")
     assert f"Usage: prefopt {verb}" in out
     assert "With --json:" in " ".join(out.split())
+    for nothing in ("False", "()", "None"):
+        assert f"[default: {nothing}]" not in out
 
 
 def test_the_first_page_lists_the_commands_in_the_order_of_use(call: Call) -> None:

@@ -22,6 +22,7 @@ from cyclopts.exceptions import (
 )
 
 from prefopt import __version__
+from prefopt.cli.options import PARAMETER
 from prefopt.cli.outcome import LAUNCHER, Outcome, UsageError, listening, show, show_error
 from prefopt.errors import PrefoptError
 
@@ -65,7 +66,7 @@ app = App(
     help_format="markdown",
     version=__version__,
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative=()),
+    default_parameter=PARAMETER,
 )
 for _order, (_name, _path, _help) in enumerate(COMMANDS):
     app.command(_path, name=_name, help=_help, sort_key=_order)
@@ -75,7 +76,7 @@ app.meta.suppress_keyboard_interrupt = False
 @app.meta.default
 def _session(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    json: Annotated[bool, Parameter(show_default=False)] = False,
+    json: bool = False,
 ) -> Outcome | None:
     """Run a command.
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from prefopt.cli.options import described
 from prefopt.cli.outcome import Outcome, interval, percent
 
 
-def demo(*, out: str = "runs/demo", seed: int = 0, quick: bool = False) -> Outcome:
+def demo(
+    *,
+    out: Annotated[
+        str, described("Folder for everything it makes.", metavar="FOLDER")
+    ] = "runs/demo",
+    seed: Annotated[
+        int, described("Seed of the world and of all else; the same seed, the same result.")
+    ] = 0,
+    quick: Annotated[
+        bool, described("A much smaller run that shows the way and proves nothing.")
+    ] = False,
+) -> Outcome:
     """Train and measure on a small generated world, end to end.
 
     Short reviews from a seeded grammar, with a known reward: a small model learns to
@@ -15,15 +29,6 @@ def demo(*, out: str = "runs/demo", seed: int = 0, quick: bool = False) -> Outco
 
     With `--json`: `win_rate`, `win_rate_interval`, `reward_before`, `reward_after`, `kl`,
     `seconds`, `report`.
-
-    Parameters
-    ----------
-    out
-        Folder for everything it makes.
-    seed
-        Another seed, another world; the same seed gives the same result.
-    quick
-        A much smaller run that shows the way and proves nothing.
     """
     from prefopt.demo import run_demo
 

@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from prefopt.cli.labelled import DEFAULT, Db, backup, export, import_, opened, status
-from prefopt.cli.options import OnError, described
+from prefopt.cli.options import PARAMETER, OnError, described
 from prefopt.cli.outcome import Outcome, UsageError, announcer, console_to, counts, table, watched
 from prefopt.errors import RecipeError
 
@@ -30,7 +30,7 @@ _PORT = 8000
 _BASE = f"http://127.0.0.1:{_PORT}"
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 
-label = App(name="label", help_format="markdown", default_parameter=Parameter(negative=()))
+label = App(name="label", help_format="markdown", default_parameter=PARAMETER)
 
 Pool = Annotated[
     str, described("Files or folders with questions, or what `prefopt acquire` wrote.")

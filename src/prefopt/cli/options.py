@@ -12,6 +12,15 @@ from cyclopts.validators import Number
 from prefopt.cli.outcome import UsageError
 
 
+def default_shown(value: object) -> str | None:
+    """A default as a help page shows it; that a switch is off, or a list empty, goes without."""
+    return None if value is None or value is False or value == () else str(value)
+
+
+#: what holds for every option, unless it says otherwise
+PARAMETER = Parameter(negative=(), show_default=default_shown)
+
+
 def described(text: str, **parameter: object) -> Parameter:
     """A parameter with its help text."""
     return Parameter(help=text, **parameter)  # type: ignore[arg-type]
