@@ -17,9 +17,10 @@ from prefopt.judges.kept import Kept
 from prefopt.judges.table import make_judge
 from prefopt.records import Completion, Group
 from prefopt.rounds import judging
+from prefopt.rounds.gates import reasons
 from prefopt.rounds.loop import run_rounds
 from prefopt.rounds.page import write_page
-from prefopt.rounds.settings import make_rounds
+from prefopt.rounds.settings import Gates, make_rounds
 from prefopt.training.display import Display
 from tests.small_loop import small_loop
 
@@ -228,3 +229,30 @@ def test_rejection_sampling_makes_a_rounds_comparisons(
             for seed in range(40)}  # fmt: skip
     assert len(warm) > 8  # nearly any two
     assert all(better > worse for seed in range(10) for better, worse in pairs(seed, k=4))
+
+
+# -- gates over several rounds -------------------------------------------------------------
+
+QUIET = {"kl": 0.0, "length": 100.0, "diversity": 0.4, "agreement": 0.9, "previous": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "word"),
+    [
+        ("length", (100.0, 130.0, 149.0), None),
+        ("length", (100.0, 130.0, 169.0), "69 % longer than at the start"),  # 30 % a round
+        ("length", (100.0, 40.0, 80.0), None),
+        ("diversity", (0.4, 0.28, 0.21), None),
+        ("diversity", (0.4, 0.28, 0.19), "48 % is left"),  # seven tenths a round
+        ("agreement", (0.7, 0.9, 0.81), None),
+        ("agreement", (0.7, 0.9, 0.79), "0.79 of its verdicts"),  # the best was in between
+        ("agreement", (0.9, 0.81, 0.79), "0.79 of its verdicts"),
+    ],
+)
+def test_gates_look_back_to_the_start_or_to_the_best(
+    name: str, values: tuple[float, ...], word: str | None
+) -> None:
+    """Round after round may be allowed, and all of them together not."""
+    found = reasons([{**QUIET, name: value} for value in values], Gates())
+    assert bool(found) == (word is not None)
+    assert word is None or word in found[0]
