@@ -34,6 +34,7 @@ from prefopt.judges.rules import Scoring
 from prefopt.judges.selfreward import SelfReward, judge_accuracy
 from prefopt.judges.speaking import Ask, Said
 from prefopt.judges.table import make_judge
+from prefopt.judges.templates import mark_of
 from prefopt.judges.weighing import mass
 from prefopt.judges.writing import RuleWriter, SpokenWriter, Turn, load_instructions
 from prefopt.records import Comparison, Completion, Group, Message
@@ -421,7 +422,8 @@ class Failing(Scripted):
                 raise KeyboardInterrupt
             self.left -= 1
             self.texts[ask.text, ask.seed] += 1
-            yield place, Said(self.reply(ask.text))  # type: ignore[arg-type]
+            reply = self.reply(ask.text)
+            yield place, reply if isinstance(reply, Said) else Said(reply)
 
 
 def through(work: Callable[[], Any], speaker: Failing, each: int) -> int:
@@ -556,3 +558,39 @@ def test_verdicts_are_not_lost_if_somebody_deletes_the_folder_meanwhile(tmp_path
     questions = [Question(f"p{n}", "longer", "short") for n in range(6)]
     verdicts = Kept(Deleting(), tmp_path).compare_all(questions)
     assert None not in [verdict.probability for verdict in verdicts]
+
+
+def test_a_mark_is_in_none_of_the_texts() -> None:
+    rubric = load_rubric("both")
+    for first, second in (("a", mark_of("p", "a")), (mark_of("p", "b"), "b")):
+        text = rubric.comparison(Question("p", first, second), letters=False)
+        mark = text.partition("<<<question ")[2][:8]
+        assert len(mark) == 8 and mark not in (first, second)
+    text = rubric.scoring("p", mark_of("p"), letters=False)
+    assert text.partition("<<<question ")[2][:8] != mark_of("p")
+
+
+def test_a_refusal_inside_of_a_wrapper_is_asked_again_and_what_was_said_is_not(
+    tmp_path: Path,
+) -> None:
+    room = {"now": 100}
+
+    def reply(text: str) -> Said:
+        if "Decide" not in text:
+            return Said("because")
+        return Said(None, failure="refused") if room["now"] < 200 else Said("[[C]]")
+
+    speaker = Failing(reply)
+    speaker.left = -1
+    told = load_instructions("debater", "argue")
+
+    def judged() -> Any:
+        judge = LanguageJudge(speaker, load_rubric("pairwise"))
+        debate = Debate(judge, [SpokenWriter(speaker, told)], rounds=1)
+        return judge_groups(Kept(debate, tmp_path), [group("yes", "no")])
+
+    assert judged().failures == {"refused": 2}
+    room["now"] = 300
+    again = judged()
+    assert (again.judged, again.asked, again.failures) == (1, 1, {})
+    assert sorted(speaker.texts.values()) == [1, 1, 2, 2]  # the judge, not the advocates

@@ -6,7 +6,7 @@ could not be read has no probability, and whoever asks counts it: it is never a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,6 +42,15 @@ class Verdict:
     rationale: str | None = None
     order_consistent: bool | None = None
     transcript: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parts_of(transcript: Any) -> Iterator[Mapping[str, Any]]:
+    """A transcript and those of the judges inside of a wrapper, an ensemble or a constitution."""
+    if isinstance(transcript, Mapping):
+        yield transcript
+        members = [member.get("transcript") for member in transcript.get("members", ())]
+        for inside in (transcript.get("judge"), *members, *transcript.get("judges", {}).values()):
+            yield from parts_of(inside)
 
 
 @runtime_checkable

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal
 
 from prefopt.errors import DataError
-from prefopt.judges.judge import Judge, Progress, Question, Verdict
+from prefopt.judges.judge import Judge, Progress, Question, Verdict, parts_of
 from prefopt.judges.kept import Kept, inner
 from prefopt.judges.principled import principle_counts
 from prefopt.judges.rubric import claimed_verdicts
@@ -244,7 +244,7 @@ def _count(result: Judged, questions: Sequence[Question], verdicts: Sequence[Ver
         result.inconsistent += verdict.order_consistent is False
         # The same two answers twice have had their replies once.
         sides = frozenset((question.prompt, text) for text in (question.first, question.second))
-        for part in _parts(verdict.transcript):
+        for part in parts_of(verdict.transcript):
             if sides not in replied:
                 result.failures.update(part.get("failures") or {})
             orders = part.get("orders") or ()
@@ -258,15 +258,6 @@ def _count(result: Judged, questions: Sequence[Question], verdicts: Sequence[Ver
     result.first_share = fmean(shown_first) if shown_first else None
     result.letters = fmean(letters) if letters else None
     result.principles = {name: dict(said) for name, said in principle_counts(verdicts).items()}
-
-
-def _parts(transcript: Any) -> Iterator[Any]:
-    """A transcript and those of the judges inside of a wrapper, an ensemble or a constitution."""
-    if isinstance(transcript, Mapping):
-        yield transcript
-        members = [member.get("transcript") for member in transcript.get("members", ())]
-        for inside in (transcript.get("judge"), *members, *transcript.get("judges", {}).values()):
-            yield from _parts(inside)
 
 
 def _claims(answers: Iterable[tuple[Prompt, str]], *, points: bool = False) -> int:

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefopt.judges.judge import Judge, Progress, Question, Verdict
+from prefopt.judges.judge import Judge, Progress, Question, Verdict, parts_of
 from prefopt.judges.lines import Line, Lines
 from prefopt.judges.orders import SAME, swapped, turned
 from prefopt.judges.remembered import remember_in
@@ -120,12 +120,6 @@ class Kept:
         lines = [self._lines.get(key) or {} for key in keys]
         return [(line.get("score"), line.get("failures", {})) for line in lines]
 
-    def knows(self, question: Question) -> bool:
-        """Whether a question has been asked already."""
-        one = _canonical(question)
-        self._lines.refresh()
-        return self._lines.get(_key("compare", one.prompt, one.first, one.second)) is not None
-
     def spent(self) -> int:
         """Questions that were ever asked on this account."""
         self._lines.refresh()
@@ -219,9 +213,11 @@ def _canonical(question: Question) -> Question:
 
 def _replied(line: Line) -> bool:
     """Whether somebody has said something, if only what could not be read."""
-    failures = line.get("failures") or line.get("transcript", {}).get("failures") or {}
-    known = line.get("probability") is not None or line.get("score") is not None
-    return known or not failures or not {*failures} <= NO_REPLY
+    if line.get("probability") is not None or line.get("score") is not None:
+        return True
+    told = [line, *parts_of(line.get("transcript"))]
+    failures = {kind for part in told for kind in part.get("failures") or ()}
+    return not failures or not failures <= NO_REPLY
 
 
 def _line(verdict: Verdict) -> Line:
