@@ -188,6 +188,8 @@ def test_comparisons_are_what_a_file_says(tmp_path: Path) -> None:
         (("--kind", "people"), "people=expert_*"),
         (("--kind", "us=nobody*"), "no annotator fits"),
         (("--judge", "nonsense"), "there is no such judge"),
+        (("--by", "nowhere"), "no row has this column"),
+        (("--seed", "-1"), "--seed"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(

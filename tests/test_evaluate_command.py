@@ -145,13 +145,16 @@ def test_the_order_of_the_rows_changes_nothing() -> None:
 
 
 def test_categories_add_up_and_allow_for_their_number() -> None:
-    (found,) = evaluate(many(3), by=("kind", "nowhere"))["comparisons"]
-    kind, nowhere = found["categories"]
+    found_at = {"columns": {"rare": 1}}
+    matches = [*many(3), match("one more", "x", "y", 1.0, **found_at)]
+    (found,) = evaluate(matches, by=("kind", "rare"))["comparisons"]
+    kind, rare = found["categories"]
     for name in ("pairs", "wins", "ties", "losses", "unreadable"):
         assert sum(row[name] for row in kind["rows"]) == found[name]
     assert all(row["p_holm"] >= row["p"] for row in kind["rows"])
-    (only,) = nowhere["rows"]
-    assert (only["value"], only["rate"]) == ("(none)", found["rate"])
+    assert [row["value"] for row in rare["rows"]] == ["(none)", "1"]
+    with pytest.raises(RecipeError, match="no row has this column"):
+        evaluate(matches, by=("nowhere",))
 
 
 # -- who meets whom ------------------------------------------------------------------------
@@ -336,6 +339,9 @@ def test_servers_answer_and_judge(call: Call, tmp_path: Path) -> None:
         (("ours.jsonl", "other.jsonl"), "no prompt in common"),
         (("ours.jsonl", "x=ours.jsonl", "y=nowhere"), "cannot load"),
         (("ours.jsonl", "missing.jsonl"), "missing.jsonl"),
+        (("ours.jsonl", "base.jsonl", "--by", "nowhere"), "no row has this column"),
+        (("ours.jsonl", "base.jsonl", "--seed", "-1"), "--seed"),
+        (("x=ours.jsonl", "base.jsonl", "--prompts", "other.jsonl"), "none of these answers"),
         (("ours.jsonl", "base.jsonl", "--budget", "3"), "--cache"),
         (("ours.jsonl", "base.jsonl", "--temperature", "0.5"), "no model is asked"),
         (("ours.jsonl", "base.jsonl", "--out", "page.txt"), ".html"),

@@ -202,6 +202,8 @@ def test_a_reward_models_folder_is_measured_as_it_is(
         (("--judge", "longest", "--ches"), "--ches"),
         (("--judge", "longest", "--beta", "0.3"), "--beta"),
         (("--judge", "nonsense"), "no such judge"),
+        (("--judge", "longest", "--by", "nowhere"), "no row has this column"),
+        (("--judge", "longest", "--seed", "-1"), "--seed"),
         (("model", "--reference", "base", "--cache", "kept"), "--cache"),
     ],
 )

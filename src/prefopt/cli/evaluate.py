@@ -96,7 +96,9 @@ def evaluate(
     temperature: Annotated[float, described("Of a model: 0 takes the most probable token.")] = 1.0,
     max_new_tokens: Annotated[int, described("A model's answer that is longer is cut.")] = 256,
     device: Device = None,
-    seed: Annotated[int, described("Seed of samples, intervals and tests.")] = 0,
+    seed: Annotated[
+        int, described("Seed of samples, intervals and tests.", validator=Number(gte=0))
+    ] = 0,
 ) -> Outcome:
     """Compare policies by their answers, with any judge.
 
@@ -131,7 +133,7 @@ def evaluate(
     unused = {"--prompts": prompts, "--cache": cache, "--budget": budget}
     read = partial(_given, answers, unused)
     if judge is not None:
-        read = partial(_judged, answers, judge, baseline, prompts, how, asking)
+        read = partial(_judged, answers, judge, baseline, prompts, by or (), how, asking)
     result = _measured(read, baseline, by or (), against, verdicts, out, seed)
     return Outcome(result, _shown(result))
 
@@ -186,6 +188,7 @@ def _judged(
     spec: str,
     baseline: str | None,
     prompts: Sequence[str] | None,
+    by: Sequence[str],
     how: dict[str, Any],
     asking: dict[str, Any],
 ) -> tuple[list[Match], dict[str, Any]]:
@@ -193,7 +196,7 @@ def _judged(
     from prefopt.evaluation.asking import Asker
 
     asker = Asker.of(spec, **asking)
-    collected = _collect(answers, prompts, baseline, how, asking)
+    collected = _collect(answers, prompts, baseline, by, how, asking)
     meetings = pairings(list(collected.texts), baseline)
     with counting("judging", "matches") as progress:
         matches, alone = play(collected, meetings, asker.verdicts, progress)
@@ -205,11 +208,13 @@ def _collect(
     given: Sequence[str],
     prompts: Sequence[str] | None,
     baseline: str | None,
+    by: Sequence[str],
     how: dict[str, Any],
     asking: dict[str, Any],
 ) -> Answers:
     """The answers that are there, and those of models that are asked now."""
     from prefopt.evaluation.answers import Answers, pairings, read_answers, read_asked
+    from prefopt.evaluation.comparing import check_columns
 
     collected = Answers()
     named = [_named(text) for text in given]
@@ -228,6 +233,7 @@ def _collect(
             "a model needs prompts to answer", field="--prompts", value=given[next(iter(models))],
             remedy="name files with prompts, or give a file of answers to the same ones",
         )  # fmt: skip
+    check_columns(collected.columns.values(), by)
     if models:
         from prefopt.evaluation.sampled import ask_model, named_models
 

@@ -89,7 +89,7 @@ def score(
     on_error: OnError = "raise",
     microbatch_tokens: MicrobatchTokens = 8192,
     device: Device = None,
-    seed: Annotated[int, described("Seed of the interval.")] = 0,
+    seed: Annotated[int, described("Seed of the interval.", validator=Number(gte=0))] = 0,
     ches: Ches = False,
     features: Features = None,
 ) -> Outcome:

@@ -33,7 +33,7 @@ from prefopt.data.aggregation.statements import (
 )
 from prefopt.data.aggregation.table import FIRST, SECOND, TIE
 from prefopt.errors import DataError
-from prefopt.evaluation.comparing import value_of
+from prefopt.evaluation.comparing import check_columns, value_of
 from prefopt.judges.judge import Judge, Progress, Question
 from prefopt.judges.orders import settled
 
@@ -83,13 +83,14 @@ def agreement(
 
     Raises:
         DataError: there are no statements, or a row is wrong.
-        RecipeError: a kind is not written as `name=pattern`.
+        RecipeError: a kind is not written as `name=pattern`, or no row has a column of `by`.
     """
     statements = once(reader)
     kind_of: Kind = kinds_by_pattern(kinds) if kinds else kinds_by_name(statements)
     kept = [statement for statement in statements if kind_of(statement) is not None]
     if not kept:
         raise _nothing(reader, len(statements))
+    check_columns((statement.columns for statement in kept), by)
     everything, unread = kept + longer(kept), 0
     if judge is not None:
         said = _asked(judge, kept, progress)

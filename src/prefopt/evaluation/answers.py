@@ -82,8 +82,8 @@ def read_answers(
         only: leave out answers to prompts that `answers` has not noted.
 
     Raises:
-        DataError: a row is wrong, a policy is in two files, or a name is given and the file has
-            several policies.
+        DataError: a row is wrong, a policy is in two files, a name is given and the file has
+            several policies, or nothing is left.
     """
     fresh = Answers()
     for group in read_groups(path):
@@ -93,6 +93,11 @@ def read_answers(
         answers.note(group.prompt, columns)
         for completion in _counted(group):
             fresh.add(completion.source or called(path), group.prompt, completion.text)
+    if not fresh.texts:
+        raise DataError(
+            "none of these answers is to one of the prompts", kind="prompt_mismatch", file=path,
+            remedy="name the file whose prompts were answered, or leave out --prompts",
+        )  # fmt: skip
     if name is not None:
         if len(fresh.texts) > 1:
             raise _several(path, name, list(fresh.texts))

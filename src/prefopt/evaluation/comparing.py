@@ -8,12 +8,13 @@ in no rate.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from prefopt.data.checking.estimates import Codes, mean, share
+from prefopt.errors import RecipeError
 from prefopt.evaluation.asking import was_asked
 from prefopt.evaluation.length_control import length_controlled
 from prefopt.evaluation.matches import Match, clusters_of
@@ -98,6 +99,21 @@ def by_category(
             row["p_holm"] = adjusted.get(row["value"])
         tables.append({"column": column, "rows": rows, "left_out": max(0, len(order) - _VALUES)})
     return tables
+
+
+def check_columns(rows: Iterable[Mapping[str, Any]], asked: Sequence[str]) -> None:
+    """Refuse a breakdown by what no row has.
+
+    Raises:
+        RecipeError: no row has one of the columns.
+    """
+    known = dict.fromkeys(name for row in rows for name in row)
+    for column in asked:
+        if column not in known:
+            raise RecipeError(
+                "no row has this column", field="by", value=column,
+                remedy=f"choose {', '.join(known)}" if known else "leave it out: rows have none",
+            )  # fmt: skip
 
 
 def value_of(columns: Mapping[str, Any], column: str) -> str:

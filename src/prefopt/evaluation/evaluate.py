@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from prefopt.errors import DataError, RecipeError
-from prefopt.evaluation.comparing import by_category, compared
+from prefopt.evaluation.comparing import by_category, check_columns, compared
 from prefopt.evaluation.matches import Match, between
 from prefopt.evaluation.paired import by_prompt, paired
 from prefopt.evaluation.ranking import rank
@@ -37,9 +37,10 @@ def evaluate(
         of more), `paired` (policies that met the baseline on the same prompts) and `against`.
 
     Raises:
-        RecipeError: nobody met the baseline.
+        RecipeError: nobody met the baseline, or no match has a column of `by`.
         DataError: `against` has no prompt or no policy in common with the matches.
     """
+    check_columns((match.columns for match in matches), by)
     met = list(dict.fromkeys((match.first, match.second) for match in matches))
     met = [pair for i, pair in enumerate(met) if pair[::-1] not in met[:i]]
     if baseline is not None:

@@ -62,6 +62,9 @@ def strict(rows: Sequence[Mapping[str, Any]], subsets: Sequence[str] | None) -> 
         is better"), `equal` (scores that were), `ties` (of the data, left out), and with subsets
         `subsets` (rows of `subset`, `comparisons`, `accuracy`, `longest`, `equal`) and
         `subset_mean`, `subset_mean_longest`.
+
+    Raises:
+        RecipeError: no row is of any subset.
     """
     kept = [(row, subsets[i] if subsets else None) for i, row in enumerate(rows)
             if row["probability"] != 0.5 and row["correct"] is not None]  # fmt: skip
@@ -72,6 +75,8 @@ def strict(rows: Sequence[Mapping[str, Any]], subsets: Sequence[str] | None) -> 
     }
     if subsets is None:
         return result
+    if set(subsets) == {value_of({}, "")}:
+        raise RecipeError("no row has this column", field="by", remedy="choose one of the data's")
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for row, subset in kept:
         parts.setdefault(str(subset), []).append(row)
