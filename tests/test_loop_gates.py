@@ -19,10 +19,12 @@ from prefopt.records import Completion, Group
 from prefopt.rounds import judging
 from prefopt.rounds.gates import reasons
 from prefopt.rounds.loop import run_rounds
+from prefopt.rounds.measuring import _agreement
 from prefopt.rounds.page import write_page
 from prefopt.rounds.settings import Gates, make_rounds
 from prefopt.training.display import Display
 from tests.small_loop import small_loop
+from tests.test_judges import Fixed
 
 
 @pytest.fixture
@@ -256,3 +258,11 @@ def test_gates_look_back_to_the_start_or_to_the_best(
     found = reasons([{**QUIET, name: value} for value in values], Gates())
     assert bool(found) == (word is not None)
     assert word is None or word in found[0]
+
+
+def test_two_judges_agree_by_half_where_one_of_them_sees_no_difference() -> None:
+    groups = [Group(f"p{i}", (Completion("one"), Completion("other"))) for i in range(4)]
+    evaluating, judge = Fixed(1.0, 0.5, 1.0, 0.2), Fixed(0.8, 1.0, 0.0, None)
+    assert _agreement(evaluating, judge, groups) == ((1 + 0.5 + 0) / 3, 1)
+    same = [Group("p", (Completion("one"), Completion("one")))]
+    assert _agreement(evaluating, judge, same) == (None, 0)  # nobody is asked
