@@ -277,6 +277,28 @@ def test_a_reward_model_that_goes_on_is_planned_from_its_folder(
             find_outline(str(folder))
 
 
+def test_a_reward_model_is_outlined_as_it_would_be_loaded(
+    tiny_policy_folder: Path, tmp_path: Path
+) -> None:
+    """What ends an answer is what the language model's generation config says; one output."""
+    from transformers import LlamaForSequenceClassification
+
+    from prefopt.policies.reward import load_reward_model
+
+    config = json.loads((tiny_policy_folder / "generation_config.json").read_text())
+    config["eos_token_id"] = [config["eos_token_id"], 3]
+    (tiny_policy_folder / "generation_config.json").write_text(json.dumps(config))
+    loaded = load_reward_model(tiny_policy_folder, device="cpu", seed=0)
+    outlined = find_outline(str(tiny_policy_folder), "reward").policy()
+    assert outlined.end_of_turn == loaded.end_of_turn >= {3}
+    classes = loaded.model.config
+    classes.num_labels = 3
+    LlamaForSequenceClassification(classes).save_pretrained(tmp_path / "classes")
+    loaded.tokenizer.save_pretrained(tmp_path / "classes")
+    with pytest.raises(PolicyError, match="a reward model has one output, and the one in"):
+        find_outline(str(tmp_path / "classes"), "reward").policy()
+
+
 def test_an_adapter_of_a_policy_is_no_beginning_of_a_reward_model(
     tiny_policy_folder: Path, tmp_path: Path
 ) -> None:
