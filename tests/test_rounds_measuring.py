@@ -281,8 +281,15 @@ def test_memory_may_be_spared_in_a_folder_that_goes_on(settings: dict[str, Any])
     assert again["state"] == "done" and len(again["history"]) == 3
     written = json.loads((Path(settings["out"]) / "rounds.json").read_text())
     assert written["settings"]["sample"]["batch_size"] == 1
-    with pytest.raises(RunError, match="another setting"):
+    with pytest.raises(RunError, match="another setting") as caught:
         Ledger(make_rounds({**settings, "sample": {**spared, "n": 2}}))
+    assert (caught.value.field, caught.value.value) == ("sample.n", 3)
+    for name, change in (("train", {"train": {}}), ("judge", {"judge": "longest"}),
+                         ("evaluate.count", {"evaluate": {"count": 7, "judge": "longest"}}),
+                         ("seed", {"seed": 1})):  # fmt: skip
+        with pytest.raises(RunError, match="another setting") as caught:
+            Ledger(make_rounds({**settings, **change}))
+        assert caught.value.field == name
 
 
 # -- what a file may say -------------------------------------------------------------------

@@ -122,7 +122,8 @@ def judge(
             file=str(folder / "judged.jsonl"),
             field="judge",
             value=judge.name,
-            remedy="look at what it said there; a lower margin or more completions may help",
+            remedy="look at what it said there; with another out, a lower margin or more "
+            "completions may help",
         )
     write_groups(folder / "pairs.jsonl", pairs)
     edges = sum(len(group.comparisons) for group in pairs)

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,10 @@ class Ledger:
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
         """Refuse settings that what is finished did not have."""
-        now = json.loads(json.dumps(_compared(self._settings(), self._judges)))
-        then = _compared(before["settings"], before.get("judges", {}))
+        now = dict(_flat(json.loads(json.dumps(_compared(self._settings(), self._judges)))))
+        then = dict(_flat(_compared(before["settings"], before.get("judges", {}))))
         for name, value in now.items():
-            if name in MAY_CHANGE or then.get(name) == value:
+            if name.partition(".")[0] in MAY_CHANGE or then.get(name) == value:
                 continue
             if name == "train" and not any(self.folder.glob("round-*/train/manifest.json")):
                 continue  # what a training refused may be mended
@@ -172,7 +172,7 @@ class Ledger:
                 field=name,
                 value=then.get(name),
                 remedy="set it back, or choose another out; only "
-                f"{', '.join(MAY_CHANGE)} may change",
+                f"{', '.join(MAY_CHANGE)}, sample.batch_size may change",
             )
 
     def _not_ours(self, message: str) -> RunError:
@@ -185,6 +185,15 @@ def _compared(settings: Mapping[str, Any], judges: Mapping[str, Any]) -> dict[st
     train = {key: value for key, value in settings["train"].items() if key not in NOT_LEARNED}
     sample = {key: value for key, value in settings["sample"].items() if key != "batch_size"}
     return {**settings, "evaluate": evaluate, "train": train, "sample": sample, **judges}
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names; a judge and a training are one each."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and name not in ("judge", "evaluate.judge", "train"):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def without_passwords(value: Any) -> Any:
