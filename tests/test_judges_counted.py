@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,7 +40,7 @@ from prefopt.judges.templates import mark_of
 from prefopt.judges.weighing import mass
 from prefopt.judges.writing import RuleWriter, SpokenWriter, Turn, load_instructions
 from prefopt.records import Comparison, Completion, Group, Message
-from tests.faulty_server import faulty_server, last_text, status
+from tests.faulty_server import faulty_server, last_text, saying, status
 
 Call = Callable[..., tuple[int, str, str]]
 LONG = "word " * 50 + "end"
@@ -594,3 +596,61 @@ def test_a_refusal_inside_of_a_wrapper_is_asked_again_and_what_was_said_is_not(
     again = judged()
     assert (again.judged, again.asked, again.failures) == (1, 1, {})
     assert sorted(speaker.texts.values()) == [1, 1, 2, 2]  # the judge, not the advocates
+
+
+# -- what mutants survived -----------------------------------------------------------------
+
+
+def test_two_that_revise_at_once_ask_for_each_answer_once(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("principles: [{name: n, critique: c, revision: r}]\n")
+    rules, asked = read_constitution(tmp_path / "rules.yaml"), Counter[str]()
+    both = threading.Barrier(2)
+
+    def slowly(prompt: object, completion: str, principle: object) -> str:
+        asked[completion] += 1
+        time.sleep(0.002)
+        return completion.upper()
+
+    def work() -> None:
+        both.wait()
+        answers = [("p", f"tea {n}") for n in range(70)]
+        revise(answers, rules, RuleReviser("slowly", slowly), journal=tmp_path / "journal")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 70 and set(asked.values()) == {1}
+
+
+def test_a_reply_that_a_server_holds_back_is_counted_and_kept(tmp_path: Path) -> None:
+    held = {"message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"}
+    half = {"message": {"role": "assistant", "content": "I think"}, "finish_reason": "length"}
+    for choice, failures in ((held, {"filtered": 2}), (half, {"cut": 4})):
+        with faulty_server(lambda *_: saying({"choices": [choice]})) as server:  # noqa: B023
+            kept = Kept(make_judge(f"server:{server.url}"), tmp_path / str(len(failures)))
+            assert judge_groups(kept, [group("a", "b")]).failures == failures
+            asked = len(server.seen)
+            judge_groups(kept, [group("a", "b")])
+            assert len(server.seen) == asked == sum(failures.values())
+        tmp_path = tmp_path / "next"
+
+
+def test_a_reply_must_have_room_behind_its_question(save_policy: Any) -> None:
+    folder = save_policy("llama", max_position_embeddings=1024)
+    for room, failures in ((900, {"too_long": 2}), (4, {"cut": 2})):
+        judge = make_judge(
+            {"kind": "lm", "model": str(folder), "rubric": "pairwise", "retries": 0,
+             "max_new_tokens": room}, device="cpu",
+        )  # fmt: skip
+        found = judge_groups(judge, [group("a", "b")])
+        assert found.failures == failures
+        assert ("the model is made for 1024" in str(found.refusal)) == (room == 900)
+
+
+def test_the_fewest_points_are_points_and_a_class_is_code() -> None:
+    assert [points_of(text, 1, 10) for text in ("[[1]]", "[[10]]", "[[0]]")] == [
+        1.0, 10.0, "out_of_range",
+    ]  # fmt: skip
+    assert code_of(Flips()) == code_of(Flips) == code_of(Flips.compare_all) is not None
