@@ -18,6 +18,7 @@ from prefopt.judges.table import make_judge
 from prefopt.records import Completion, Group
 from prefopt.rounds import judging
 from prefopt.rounds.gates import reasons
+from prefopt.rounds.judges import Judges
 from prefopt.rounds.loop import run_rounds
 from prefopt.rounds.measuring import _agreement
 from prefopt.rounds.page import write_page
@@ -266,3 +267,13 @@ def test_two_judges_agree_by_half_where_one_of_them_sees_no_difference() -> None
     assert _agreement(evaluating, judge, groups) == ((1 + 0.5 + 0) / 3, 1)
     same = [Group("p", (Completion("one"), Completion("one")))]
     assert _agreement(evaluating, judge, same) == (None, 0)  # nobody is asked
+
+
+def test_in_a_world_the_true_reward_evaluates_whoever_judges(tmp_path: Path) -> None:
+    def evaluating(**change: Any) -> str:
+        rounds = make_rounds({"judge": "longest", **change})
+        return Judges(rounds, tmp_path / "kept", "FIRST").evaluating().name
+
+    assert evaluating(world="reviews") == "world:reviews"
+    assert evaluating(world="reviews", evaluate={"judge": "shortest"}) == "shortest"
+    assert evaluating(model="m", prompts="p") == "longest"
