@@ -368,10 +368,18 @@ def test_both_generations_draw_the_same(
     from prefopt.sampling import continuous
 
     policy = make_policy(architecture)
+    policy.model.generation_config.eos_token_id = [policy.tokenizer.eos_token_id, *range(200, 215)]
     assert continuous.serves(policy.model, 64)
-    own = _sample(policy, PROMPTS, n=4, batch_size=6, max_new_tokens=30, top_p=0.9)
+
+    def drawn() -> list[list[tuple[list[int], bool]]]:
+        found = _draw(policy, n=4, batch_size=6, max_new_tokens=30, top_p=0.9, stop=("e",))
+        return [[(sample.ids.tolist(), sample.stopped) for sample in own] for own in found]
+
+    own = drawn()
+    ways = {(stopped, ids[-1] in policy.end_of_turn) for row in own for ids, stopped in row}
+    assert ways >= {(True, False), (False, True)}
     monkeypatch.setattr(continuous, "serves", lambda *_: False)
-    assert _sample(policy, PROMPTS, n=4, batch_size=6, max_new_tokens=30, top_p=0.9) == own
+    assert drawn() == own
 
 
 def test_a_prompt_is_read_once_for_its_samples(
