@@ -53,7 +53,9 @@ def reachable(points: Iterable[tuple[float, float]], kls: ArrayLike) -> Floats:
         if hull and hull[-1][0] == kl:
             hull.pop()
         hull.append((kl, reward))
-    return np.interp(kls, *zip(*hull, strict=True))
+    nats, rewards = np.array(hull, dtype=np.float64).T
+    found: Floats = np.interp(np.asarray(kls, dtype=np.float64), nats, rewards)
+    return found
 
 
 def _turns_down(
