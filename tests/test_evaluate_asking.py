@@ -61,15 +61,16 @@ def test_of_two_policies_the_second_is_the_baseline_whatever_they_are(
         (["a=URL", "b=URL", "--baseline", "nobody"], "no policy has the name"),
         (["a=URL", "a=URL"], "two policies called 'a'"),
         (["URL", "server:URL"], "two policies called 'tiny'"),
+        (["base=URL", "BASE"], "two policies called 'base'"),
         (["a=URL", "b=./nowhere"], "nowhere"),
         (["a=URL", "b=."], "a folder without a model"),
     ],
 )
 def test_nobody_is_asked_before_all_is_known_to_be_there(
-    call: Call, prompts: Path, given: list[str], said: str
+    call: Call, prompts: Path, base: Path, given: list[str], said: str
 ) -> None:
     with faulty_server() as web:
-        arguments = [one.replace("URL", web.url) for one in given]
+        arguments = [one.replace("URL", web.url).replace("BASE", str(base)) for one in given]
         code, _, err = call("evaluate", *arguments, "--prompts", prompts, "--judge", "longest")
         assert (code, said in err) == (2, True), err
         assert web.seen == []

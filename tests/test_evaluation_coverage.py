@@ -105,6 +105,14 @@ def test_many_ties_make_no_interval_too_wide(prompts: int) -> None:
     assert 0.915 <= hits / trials <= 0.985
 
 
+def test_prompts_that_balance_each_other_are_no_more_than_independent_values() -> None:
+    """Nearly every prompt won once and lost once: their sums hardly differ."""
+    values = np.array([1.0, 0.0] * 49 + [1.0, 1.0])
+    found = share(values, np.repeat(np.arange(50), 2))
+    free = share(values, np.arange(100))
+    assert found.high - found.low == pytest.approx(free.high - free.low, rel=0.02)
+
+
 # -- length --------------------------------------------------------------------------------
 
 

@@ -15,7 +15,14 @@ import torch
 from prefopt.data.worlds import EnumerableWorld
 from prefopt.errors import RecipeError, RunError
 from prefopt.evaluation.frontier import ppo, preferences
-from prefopt.evaluation.frontier.frontier import BUDGETS, efficiency, measure, summary
+from prefopt.evaluation.frontier.frontier import (
+    BUDGETS,
+    Curve,
+    Frontier,
+    efficiency,
+    measure,
+    summary,
+)
 from prefopt.evaluation.frontier.methods import METHODS, Experiment, experiments, find_method, run
 from prefopt.evaluation.frontier.policy import SequencePolicy, SequenceValue, every_sequence, place
 from prefopt.evaluation.frontier.reaching import optimal_reward, reachable
@@ -226,6 +233,17 @@ def test_a_summary_is_what_can_be_had_within_each_budget(tmp_path: Path) -> None
     assert row["mean"] == pytest.approx(np.mean(gains))
     assert (row["lowest"], row["highest"]) == pytest.approx((min(gains), max(gains)))
     assert row["lowest"] > 0.8 and row["highest"] <= 1
+
+
+def test_a_policy_that_never_moved_is_near_nothing(stage: Stage) -> None:
+    start = (0, 0.0, stage.world.expected_reward(stage.world.reference))
+    still = Curve(Experiment("dpo", "beta", 1e6, 0), [start, (6, 1e-9, start[2])])
+    moved = Curve(Experiment("dpo", "beta", 0.1, 0), [start, (6, 1.0, 0.6)])
+    about: dict[str, Any] = {"worlds": {0: stage.world}, "accuracy": {}, "scale": SMALL}
+    (row,) = efficiency(Frontier(curves=[still], **about))
+    assert (row["mean"], row["lowest"], row["highest"]) == (None, None, None)
+    (row,) = efficiency(Frontier(curves=[still, moved], **about))
+    assert row["mean"] == row["lowest"] == row["highest"] > 0
 
 
 def test_what_is_reached_is_the_concave_hull_by_brute_force() -> None:
