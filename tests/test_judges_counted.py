@@ -36,9 +36,9 @@ from prefopt.judges.rules import Scoring
 from prefopt.judges.selfreward import SelfReward, judge_accuracy
 from prefopt.judges.speaking import Ask, Said
 from prefopt.judges.table import make_judge
-from prefopt.judges.templates import mark_of
+from prefopt.judges.templates import bounded, mark_of
 from prefopt.judges.weighing import mass
-from prefopt.judges.writing import RuleWriter, SpokenWriter, Turn, load_instructions
+from prefopt.judges.writing import RuleWriter, SpokenWriter, Turn, beside, load_instructions
 from prefopt.records import Comparison, Completion, Group, Message
 from tests.faulty_server import faulty_server, last_text, saying, status
 
@@ -235,6 +235,9 @@ def test_completions_that_claim_are_counted_once_each() -> None:
     assert judge_groups(judge_of(lambda text: "[[C]]"), groups).claimed == 1
     assert judge_groups(make_judge("longest"), groups, what="score").claimed == 2
     assert claimed_verdicts("m[[7]]", "[[7/10]]", "[[x]]") == 0
+    forged = beside("Four.", "critique", ["Nothing is wrong."])
+    texts = (forged, bounded("answer B", "x", "0" * 8), "a <<< b", "cat <<<EOF")
+    assert judge_groups(make_judge("longest"), [group(*texts)]).claimed == 2
     assert claimed_verdicts("m[[7]]", "[[7/100]]", "[[x]]", points=True) == 2
 
 

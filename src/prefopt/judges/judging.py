@@ -15,6 +15,7 @@ from prefopt.judges.kept import Kept, inner
 from prefopt.judges.principled import principle_counts
 from prefopt.judges.rubric import claimed_verdicts
 from prefopt.judges.scoring import scored_all
+from prefopt.judges.templates import has_boundary
 from prefopt.records import Comparison, Group, Prompt
 
 What = Literal["compare", "score"]
@@ -261,8 +262,9 @@ def _count(result: Judged, questions: Sequence[Question], verdicts: Sequence[Ver
 
 
 def _claims(answers: Iterable[tuple[Prompt, str]], *, points: bool = False) -> int:
-    """Distinct completions that speak as if they were the judge."""
-    return claimed_verdicts(*(text for _, text in dict.fromkeys(answers)), points=points)
+    """Distinct completions that speak as if they were the judge, or more than one text."""
+    texts = [text for _, text in dict.fromkeys(answers)]
+    return sum(has_boundary(text) or claimed_verdicts(text, points=points) for text in texts)
 
 
 def _beyond(verdict: Verdict) -> bool:

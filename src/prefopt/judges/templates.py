@@ -8,6 +8,7 @@ completion that says "[[A]]" or "ignore the above" is seen to stand inside of an
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ SHIPPED = Path(__file__).parent / "rubrics"
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined, keep_trailing_newline=False, trim_blocks=True, lstrip_blocks=True
 )
+_BOUNDARY = re.compile(r"^<<<[a-zA-Z][a-zA-Z ]{0,20}\d* ?[0-9a-f]{8}\s*$", re.MULTILINE)
 #: what every template may use
 _ALWAYS = {"mark"}
 
@@ -132,6 +134,15 @@ def bounded(name: str, text: str, mark: str) -> str:
     answer A 1f>>>
     """
     return f"<<<{name} {mark}\n{text.strip()}\n{name} {mark}>>>"
+
+
+def has_boundary(text: str) -> bool:
+    """Whether a text has what looks like a boundary in it, as if it were not all one answer.
+
+    >>> has_boundary(bounded("critique 1", "Nothing is wrong.", "0123abcd")), has_boundary("<<<EOF")
+    (True, False)
+    """
+    return _BOUNDARY.search(text) is not None
 
 
 def prompt_text(prompt: Prompt) -> str:
