@@ -201,6 +201,12 @@ def test_the_first_figures_of_the_readme_are_those_of_its_table() -> None:
     assert len(said) >= 4 and said <= measured
 
 
+def test_what_the_readme_says_with_an_error_is_among_the_experiments() -> None:
+    experiments = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    said = re.findall(r"−?[\d.]+ ± [\d.]+\d", README.read_text(encoding="utf-8"))
+    assert len(said) >= 3 and [figure for figure in said if figure not in experiments] == []
+
+
 def test_a_wrong_figure_would_be_noticed() -> None:
     results = "| case | × TRL | memory |\n| --- | --- | --- |\n| `hh` | 21.3 / 15.1 | 0.18 |\n"
     page = "| `hh` | 7 |\n<!-- measured -->\n\n| case | memory |\n|---|---|\n| `hh` | {} |\n\nmore"
