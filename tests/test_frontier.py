@@ -30,6 +30,7 @@ from prefopt.evaluation.frontier.reward_model import learned_reward
 from prefopt.evaluation.frontier.stage import PAIRS, Scale, Stage, prepare
 from prefopt.objectives.registry import OBJECTIVES
 from prefopt.objectives.scores import Comparisons, Labels, Rankings, Scores
+from prefopt.report.frontier_page import shares_within
 
 SMALL = Scale(
     demonstrations=4000, groups=400, steps=24, batch=32, every=6, iterations=6, samples=128
@@ -308,6 +309,9 @@ def test_the_command_writes_its_page(
     )
     document = json.loads((out / "frontier.json").read_text())
     assert {row["method"] for row in document["summary"]} == {"best-of-n-true", "dpo"}
+    for row in document["summary"]:
+        drawn = shares_within(document, row["method"], np.array([row["budget"]]))
+        assert drawn == pytest.approx([row["share_of_optimum"]], abs=0.005)
     own = {row["title"]: f"{100 * row['mean']:.1f} %" for row in document["efficiency"]}
     assert all(f"{title} ({share})" in page for title, share in own.items())
     assert page.count("<svg viewBox") == page.count("</svg>") and "What each method reaches" in page

@@ -78,20 +78,14 @@ def _look(index: int) -> tuple[int, int]:
 
 def _reached(result: Mapping[str, Any], looks: Mapping[str, tuple[int, int]]) -> str:
     """The share of the possible gain within so many nats, the mean over worlds."""
-    optima = {seed: _most(result, seed) for seed in result["seeds"]}
     grid = np.linspace(*_SHOWN, 120)
     with figure_of(7.2, 3.4) as (figure, axes):
         axes.axhline(1, color=INK, linewidth=1.6, zorder=2)
         for place, (method, (colour, shape)) in enumerate(looks.items()):
-            shares = [
-                (reachable(_points(result, method, seed), grid) - most(0.0))
-                / (most(grid) - most(0.0))
-                for seed, most in optima.items()
-            ]
             axes.plot(
-                grid, np.mean(shares, axis=0), color=SCALE[colour], marker=MARKERS[shape],
-                markevery=(4 + 2 * place, 24), markersize=5, markeredgewidth=0,
-                linewidth=1.5, alpha=0.9, zorder=3,
+                grid, shares_within(result, method, grid), color=SCALE[colour],
+                marker=MARKERS[shape], markevery=(4 + 2 * place, 24), markersize=5,
+                markeredgewidth=0, linewidth=1.5, alpha=0.9, zorder=3,
             )  # fmt: skip
         style_axes(axes)
         axes.set_ylim(0, 1.04)
@@ -104,10 +98,16 @@ def _reached(result: Mapping[str, Any], looks: Mapping[str, tuple[int, int]]) ->
         return to_svg(figure, "frontier-reached", spoken)
 
 
-def _points(result: Mapping[str, Any], method: str, seed: int) -> list[tuple[float, float]]:
-    return [(kl, reward) for curve in result["curves"]
-            if (curve["method"], curve["seed"]) == (method, seed)
-            for _, kl, reward in curve["points"]]  # fmt: skip
+def shares_within(result: Mapping[str, Any], method: str, kls: Floats) -> Floats:
+    """What a method reaches within each KL, of what the optimum gains there; mean over worlds."""
+    shares = []
+    for seed in result["seeds"]:
+        points = [(kl, reward) for curve in result["curves"]
+                  if (curve["method"], curve["seed"]) == (method, seed)
+                  for _, kl, reward in curve["points"]]  # fmt: skip
+        start, most = result["reference_reward"][str(seed)], _most(result, seed)
+        shares.append((reachable(points, kls) - start) / (most(kls) - start))
+    return np.asarray(np.mean(shares, axis=0))
 
 
 def _most(result: Mapping[str, Any], seed: int) -> Callable[[Any], Floats]:
