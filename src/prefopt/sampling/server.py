@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,15 +22,14 @@ from prefopt.sampling.failures import (
     RefusedPrompt,
     RequestError,
     ServerError,
-    UnreadableReply,
     for_one_prompt,
     status_of,
 )
 from prefopt.sampling.retrying import Patience, Persistence
+from prefopt.sampling.served import kind_at, lasting, models_at
 from prefopt.sampling.wire import (
     EXTRAS,
     ONE_BY_ONE,
-    OWNERS,
     Answer,
     Kind,
     Reply,
@@ -45,14 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Patience", "Reply", "Request", "Server", "Token"]
 
-#: what is kept of a served model's entry; the rest changes from one request to the next, or from
-#: one start of the server to the next, as the length of its context does
-_LASTING = ("id", "owned_by", "root", "parent", "meta")
-_PASSING = ("n_ctx",)  # of meta
-_OPENAI = "api.openai.com"
-#: what servers without a list of models say; `transformers serve` breaks where no hub cache is
-_NO_LIST = (404, 405, 500, 501)
-
 
 class Server:
     """A server by its URL.
@@ -65,7 +56,7 @@ class Server:
         concurrency: requests on their way at the same time.
         patience: how long to bear with failures.
         kind: of server, for what it takes beside the protocol; `auto` goes by what it says of
-            its model.
+            its model, and of its paths.
 
     Attributes:
         retried: why requests were sent again, counted; over all calls.
@@ -275,7 +266,9 @@ class Server:
         """Ask once what is served: for the name, for the kind, and whether anybody is there."""
         if self._looked:
             return
-        entries = self._entries()
+        # Nobody there is more often a wrong URL than a passing failure: one more try, not eight.
+        keeping = self._persistence(replace(self.patience, retries=min(1, self.patience.retries)))
+        entries = models_at(self._client, keeping, self._model)
         known = [str(entry.get("id")) for entry in entries]
         if self._model is None:
             if len(known) != 1:
@@ -288,41 +281,11 @@ class Server:
             (self._model,) = known
         found = next((entry for entry in entries if entry.get("id") == self._model), None)
         if found is not None:
-            self._entry = _lasting(found)
+            self._entry = lasting(found)
         if self._kind is None:
-            owner = str((found or {}).get("owned_by"))
-            at_openai = urlsplit(self.url).hostname == _OPENAI
-            self._kind = "openai" if at_openai else OWNERS.get(owner, "other")
+            self._kind = kind_at(self._client, self.url, found)
         self._one_by_one = self._kind in ONE_BY_ONE
         self._looked = True
-
-    def _entries(self) -> list[Mapping[str, Any]]:
-        """What `/models` lists; nothing where a server has no such page."""
-        # Nobody there is more often a wrong URL than a passing failure: one more try, not eight.
-        keeping = self._persistence(replace(self.patience, retries=min(1, self.patience.retries)))
-
-        @asynccontextmanager
-        async def looker() -> AsyncIterator[Callable[[None], Awaitable[list[Mapping[str, Any]]]]]:
-            async with self._client() as client:
-
-                async def attempt() -> list[Mapping[str, Any]]:
-                    document: Any = await client.get("/models", cast_to=object)
-                    if not isinstance(document, Mapping):
-                        raise UnreadableReply("a list of models in another form")
-                    return [item for item in document.get("data") or () if "id" in item]
-
-                async def look(_: None) -> list[Mapping[str, Any]]:
-                    return await keeping(attempt, self._model or "the list of models")
-
-                yield look
-
-        try:
-            ((_, entries),) = at_once(looker(), [None], concurrency=1)
-        except ServerError as error:
-            if status_of(error.__cause__ or error) in _NO_LIST and self._model is not None:
-                return []
-            raise
-        return entries
 
     def _persistence(self, patience: Patience | None = None) -> Persistence:
         return Persistence(
@@ -342,14 +305,6 @@ class Server:
             max_retries=0,
             timeout=self.patience.timeout,
         )
-
-
-def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a served model's entry what says which model it is."""
-    kept = {name: entry[name] for name in _LASTING if entry.get(name) is not None}
-    if isinstance(meta := kept.get("meta"), Mapping):
-        kept["meta"] = {name: value for name, value in meta.items() if name not in _PASSING}
-    return kept
 
 
 def _joined(first: Reply, further: Reply) -> Reply:

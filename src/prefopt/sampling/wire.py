@@ -142,7 +142,12 @@ EXTRAS: Mapping[str, Callable[[Request], dict[str, Any]]] = {
     "transformers": _transformers,
 }
 #: `owned_by` of a served model -> kind of server; llama.cpp's server in Python says "me"
-OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp", "me": "llama.cpp"}
+OWNERS: Mapping[str, Kind] = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "llamacpp": "llama.cpp",
+    "me": "llama.cpp",
+}
 #: kinds whose n answers may be one and the same: a seed that is given serves SGLang for all of them
 ONE_BY_ONE = {"sglang"}
 
