@@ -113,7 +113,11 @@ def read_constitution(path: str | Path) -> Constitution:
             value=str(path),
             remedy="give a YAML file with principles, each with name, critique and revision",
         )
-    document, rows = read(path)
+    try:
+        document, rows = read(path)
+    except RecipeError as error:
+        error.remedy = "a constitution is a YAML file; put texts with : or ? in them into quotes"
+        raise
     try:
         found = Constitution.model_validate(document, context={"folder": Path(path).parent})
     except ValidationError as error:
