@@ -365,7 +365,7 @@ def test_the_page_shows_who_judges_and_what_was_gained_for_how_much_kl(tmp_path:
             "value": 0.1, "reward": told(0.3 * place) if scored else None, "initial": against,
             "previous": against, "kl": 2.0 * place, "kl_interval": [place, 3.0 * place],
             "length": 90.0, "length_interval": [80.0, 100.0], "diversity": 0.2, "agreement": None,
-            "accuracy": None, "prompts": 23,
+            "accuracy": None, "prompts": 23, "seconds": 20.0,
         }  # fmt: skip
 
     def page(*, scored: bool) -> str:
@@ -374,7 +374,8 @@ def test_the_page_shows_who_judges_and_what_was_gained_for_how_much_kl(tmp_path:
             answers.parent.mkdir(parents=True, exist_ok=True)
             answers.write_text(json.dumps({"prompt": "p", "completions": [{"text": "a"}]}) + "\n")
         write_page(tmp_path, {
-            "state": "done", "rounds": [], "best": {"round": 2, "model": "m", "value": 0.1},
+            "state": "done", "best": {"round": 2, "model": "m", "value": 0.1},
+            "rounds": [{"round": 1, "sample": {"seconds": 31.0}, "train": {"seconds": 12.0}}],
             "history": [row(place, scored=scored) for place in range(3)],
             "judges": {"judge": {"kind": "reward", "model": "runs/<r>"},
                        "evaluate.judge": {"kind": "longest", "unit": "words"}},
@@ -388,6 +389,7 @@ def test_the_page_shows_who_judges_and_what_was_gained_for_how_much_kl(tmp_path:
     assert 'aria-label="Mean score against KL, round after round: 0 at 0, 0.300 at 2.00' in text
     for words in ("org/first", "reward runs/&lt;r&gt;", "longest", "ipo · tau 0.2"):
         assert f"<dd>{words}</dd>" in text, words
+    assert "<td>1 min 3 s</td>" in text  # 31 + 12, and 20 to evaluate
     # what nobody measured has no column
     assert ">length</th>" in text and ">agreement</th>" not in text and ">accuracy</th>" not in text
     text = page(scored=False)

@@ -25,7 +25,7 @@ _STATES = {
 #: the first policy against itself
 _EVEN = {"value": 0.5, "interval": [0.5, 0.5]}
 _EXAMPLES = 6  # prompts whose answers are shown
-_STAGES = ("sample", "select", "judge", "check", "train", "evaluate")
+_STAGES = ("sample", "select", "judge", "check", "train")
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,9 @@ def _stages(document: Mapping[str, Any]) -> Table:
     rows = []
     for entry in document["rounds"]:
         judged, checked = entry.get("judge", {}), entry.get("check", {})
-        took = sum(entry.get(name, {}).get("seconds") or 0 for name in _STAGES)
+        done = [entry.get(name, {}) for name in _STAGES]
+        done += document["history"][entry["round"] : entry["round"] + 1]  # its evaluation
+        took = sum(stage.get("seconds") or 0 for stage in done)
         found = checked.get("found", {})
         problems = [
             counted(len(found[level]), level) for level in ("error", "warning") if found.get(level)
