@@ -135,7 +135,7 @@ def _machine(machine: dict[str, Any]) -> list[Any]:
         "memory": ", ".join(f"{part} {gib(size)}" for part, size in memory["parts"].items()),
         "time": f"{duration(seconds['total'])} ({', '.join(times)}), from {seconds['basis']}",
     }
-    return [head, _bar(memory), table(rows), *_change(machine)]
+    return [head, _bar(memory), _legend(memory), table(rows), *_change(machine)]
 
 
 def _change(machine: dict[str, Any]) -> list[Any]:
@@ -171,10 +171,15 @@ def _bar(memory: dict[str, Any]) -> Any:
         filled = ends
     text = Text.assemble(bar, "·" * (_WIDTH - filled))
     limit = round(_WIDTH * memory["available"] / whole)
-    legend = Text("  ")
-    for part in memory["parts"]:
-        legend.append("█ ", style=_COLOURS[part]).append(f"{part}  ")
-    return Text.assemble(text[:limit], "|", text[limit:], legend)
+    return Text.assemble(text[:limit], "|", text[limit:])
+
+
+def _legend(memory: dict[str, Any]) -> Any:
+    """Which colour is what; a colour and its word stay on one line."""
+    from rich.columns import Columns
+    from rich.text import Text
+
+    return Columns(Text.assemble(("█ ", _COLOURS[part]), part) for part in memory["parts"])
 
 
 def _until(parts: dict[str, int], last: str) -> list[int]:
