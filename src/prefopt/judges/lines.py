@@ -61,8 +61,7 @@ class Lines:
 
     def add(self, lines: Iterable[Line]) -> None:
         """Write lines; they are on disk when this returns."""
-        added = list(lines)
-        raw = b"".join(map(_written, added))
+        raw = b"".join(map(_written, lines))
         with _locked(self._path) as handle, explained(self._path):
             # A process that was killed while it wrote has left a line without an end.
             if handle.seek(0, os.SEEK_END) and not _ends_a_line(handle.fileno()):
@@ -70,8 +69,6 @@ class Lines:
             handle.write(raw)
             handle.flush()
             os.fsync(handle.fileno())
-        for line in added:
-            self._learn(line)
         self.refresh()
 
     @contextmanager
