@@ -101,7 +101,7 @@ def test_a_constitution_must_be_there_and_have_principles(tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match="there is no such constitution"):
         read_constitution(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("principles: [{name: n, critique: what?, revision: r}]")
-    with pytest.raises(RecipeError, match="put texts with : or . in them into quotes"):
+    with pytest.raises(RecipeError, match=r"put texts with : or \? in them into quotes"):
         read_constitution(tmp_path / "broken.yaml")
     (tmp_path / "empty.yaml").write_text("principles: []\n")
     with pytest.raises(RecipeError, match="a wrong value for principles"):
