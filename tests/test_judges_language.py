@@ -106,6 +106,18 @@ def test_both_orders_are_always_asked_once_each() -> None:
     assert len({ask.text for ask in speaker.asks}) == 2
 
 
+def test_a_server_tosses_no_coin_for_two_texts() -> None:
+    questions = [Question(f"Which, {n}?", "red", "blue") for n in range(3)]
+    with faulty_server(say=lambda body, index: "[[A]]") as server:
+        judge = make_judge({"server": server.url, "judgements": 2, "temperature": 1.0})
+        judge.compare_all(questions)
+        seeds = [seen.body["seed"] for seen in server.seen]
+        again = make_judge({"server": server.url, "judgements": 2, "temperature": 1.0})
+        again.compare_all(questions)
+        assert sorted(seeds) == sorted(seen.body["seed"] for seen in server.seen[12:])
+    assert len(set(seeds)) == len(seeds) == 12  # two orders, two judgements, three questions
+
+
 def test_several_judgements_are_averaged_and_differ_in_their_seeds() -> None:
     speaker = Scripted(lambda ask: red(ask) if ask.seed % 3 else "[[C]]")
     judge = LanguageJudge(speaker, load_rubric("both"), judgements=3)

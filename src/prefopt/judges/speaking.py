@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prefopt.errors import RecipeError
 from prefopt.judges.weighing import mass
-from prefopt.records import Message, Prompt
+from prefopt.records import Message, Prompt, prompt_key
 from prefopt.sampling.failures import RefusedPrompt
 
 if TYPE_CHECKING:
@@ -238,17 +238,17 @@ class ServedSpeaker:
         return self._server.identity()
 
     def say(self, asks: Sequence[Ask], *, max_new_tokens: int) -> Iterator[tuple[int, Said]]:
+        from prefopt.sampling.sampler import seed_of
         from prefopt.sampling.wire import Request
 
-        requests = [
-            Request(
-                (Message("user", ask.text),),
-                temperature=ask.temperature,
-                seed=ask.seed,
-                max_tokens=max_new_tokens,
+        requests = []
+        for ask in asks:
+            prompt = (Message("user", ask.text),)
+            # One seed for every text would toss one coin for all questions and for both orders.
+            seed = seed_of(ask.seed, prompt_key(prompt), 0)
+            requests.append(
+                Request(prompt, 1, ask.temperature, seed=seed, max_tokens=max_new_tokens)
             )
-            for ask in asks
-        ]
         with closing(self._server.outcomes(requests)) as coming:
             for position, outcome in coming:
                 yield position, _said(outcome)
