@@ -74,6 +74,48 @@ def test_scores_are_the_judges(call: Call, data: Path) -> None:
     assert groups[1].comparisons == (Comparison(0, 1),)  # comparisons stay as they were
 
 
+@pytest.mark.parametrize(
+    ("options", "pairs", "dropped"),
+    [
+        (("best_worst",), [[(1, 0)], [(2, 0)]], {}),
+        (("all_pairs",), [[(1, 0)], [(1, 0), (2, 0), (2, 1)]], {}),
+        (("all_pairs", "--margin", 3), [[(2, 0), (2, 1)]], {"margin": 2}),
+        (("top_k", "-k", 2), [[(1, 0)], [(2, 1)]], {}),
+        (("rso", "-k", 2, "--beta", 1000), None, None),
+    ],
+)
+def test_comparisons_are_made_of_scores(
+    call: Call, tmp_path: Path, options: tuple[object, ...], pairs: Any, dropped: Any
+) -> None:
+    path = tmp_path / "samples.jsonl"
+    texts = {"We ate": ["1", "123"], "They ate": ["1", "12", "12345"], "I ate": ["one"]}
+    rows = [
+        {"prompt": prompt, "completions": [{"text": text} for text in each]}
+        for prompt, each in texts.items()
+    ]
+    # What the file said of these two is replaced.
+    rows[0]["comparisons"] = [{"preferred": 0, "dispreferred": 1}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = ("--judge", "longest", "--what", "score", "--select")
+    result, groups = judged(call, path, *wanted, *options)
+    found = [sorted((c.preferred, c.dispreferred) for c in group.comparisons) for group in groups]
+    if pairs is None:  # so hot that everything is accepted: one pair of each prompt, by chance
+        assert [len(each) for each in found] == [1, 1]
+    else:
+        assert found == [sorted(each) for each in pairs]
+        assert result["dropped"].get("margin", 0) == dropped.get("margin", 0)
+    assert result["comparisons"] == sum(map(len, found))
+    assert [c.score for c in groups[-1].completions] == [1.0, 2.0, 5.0]
+    assert list(path.parent.glob("judged*"))
+
+
+def test_scores_that_compare_nothing_write_nothing(call: Call, data: Path) -> None:
+    options = ("--judge", "longest", "--what", "score", "--select", "best_worst", "--margin", 1e9)
+    code, _, err = call("judge", data, "--out", data.with_name("pairs.jsonl"), *options)
+    assert code == 2 and "the scores make no comparison" in err and "margin" in err
+    assert not data.with_name("pairs.jsonl").exists()
+
+
 def test_a_tie_is_a_comparison_of_one_half(call: Call, data: Path, tmp_path: Path) -> None:
     judge = tmp_path / "judge.yaml"
     judge.write_text("kind: pattern\npatterns: [nothing]\n")
@@ -111,7 +153,7 @@ def a_biased_judge(body: dict[str, Any], index: int) -> str:
     """Says A, whatever is shown first, but of films; and mumbles about food the first time."""
     text = last_text(body)
     if "We ate" in text:
-        return "[[A]]" if body["seed"] else "Hm."
+        return "[[A]]" if body["temperature"] else "Hm."
     superb = text.index("superb") < text.index("dull")
     return "It is superb. [[A]]" if superb else "[[B]]"
 
@@ -190,6 +232,13 @@ def test_one_order_alone_says_nothing_of_a_bias() -> None:
         (("--judge", "lngest"), "did you mean 'longest'"),
         (("--judge", "longest", "--what", "score", "--pairs", "all"), "no effect"),
         (("--judge", "longest", "--budget", "-1"), "--budget"),
+        (("--judge", "longest", "--select", "rso"), "add --what score"),
+        (("--judge", "longest", "--what", "score", "--margin", "1"), "without --select"),
+        (
+            ("--judge", "longest", "--what", "score", "--select", "top_k", "--beta", "1"),
+            "no effect with --select top_k",
+        ),
+        (("--judge", "longest", "--what", "score", "--select", "best"), "--select"),
         (("--judge", "python:operator:nope"), "no function"),
         (("--judge", "server:ftp://x"), "not the URL"),
         ((), "--judge"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,12 +10,14 @@ from cyclopts.validators import Number
 
 from prefopt.cli.options import Device, Format, OnError, check_target, described
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, percent, table
+from prefopt.cli.selecting import Selecting
 
 if TYPE_CHECKING:
     from prefopt.judges.judging import Judged
     from prefopt.judges.people import WaitingForPeople
 
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_AS_JUDGED = Selecting()
 
 Files = Annotated[
     tuple[str, ...],
@@ -70,6 +73,7 @@ def judge(
     out: Out,
     what: What = "compare",
     pairs: WhichPairs = "auto",
+    selecting: Selecting = _AS_JUDGED,
     cache: Cache = None,
     budget: Budget = None,
     rationale: Annotated[bool, described("Write the judge's words beside its verdicts.")] = False,
@@ -87,13 +91,16 @@ def judge(
 
     `prefopt judge samples.jsonl --judge longest --what score --out scored.jsonl`
 
+    `prefopt judge samples.jsonl --judge reward:runs/reward --what score --select best_worst
+    --out pairs.jsonl`
+
     With `--json`: `judge`, `what`, `groups`, `questions`, `judged`, `asked`, `known`, `not_asked`,
     `unread`, `failures` (unreadable replies by kind), `claimed_verdicts` (completions that claim
     one for themselves), `refusal` (why a question got no reply, in the server's words), `skipped`,
     `cache`, `out`; of comparisons `ties`, `inconsistent`, `inconsistent_share`, `first_share` (of
     verdicts for the answer shown first), `letters` (by log-probabilities: how probable A or B were
-    at all), `principles`. While people have not answered: `waiting`, `task`, `judged`,
-    `questions`, `command`, `cache`.
+    at all), `principles`; of a selection `comparisons`, `dropped`. While people have not answered:
+    `waiting`, `task`, `judged`, `questions`, `command`, `cache`.
     """
     from prefopt.data.formats import read_groups, write_groups
     from prefopt.judges.judging import judge_groups
@@ -103,6 +110,7 @@ def judge(
 
     check_target(out, *_ENDINGS, read=files)
     _check_pairs(what, pairs)
+    selecting.check(what)
     groups = read_groups(list(files), format=format, on_error=on_error)
     folder = cache or str(_beside(out))
     asked = Kept(make_judge(judge, device=device), folder, budget=budget)
@@ -113,10 +121,10 @@ def judge(
             )
     except WaitingForPeople as waiting:
         return _waiting(waiting, folder)
-    write_groups(out, found.groups)
-    skipped = dict(groups.skipped)
-    places = {"skipped": skipped, "cache": folder, "out": out}
-    return Outcome({**found.to_dict(), **places}, _shown(found, skipped, folder, out))
+    written, selected = selecting.made(found.groups)
+    write_groups(out, written)
+    places: dict[str, Any] = {"skipped": dict(groups.skipped), "cache": folder, "out": out}
+    return Outcome({**found.to_dict(), **selected, **places}, _shown(found, selected, **places))
 
 
 def _check_pairs(what: str, pairs: str) -> None:
@@ -147,7 +155,9 @@ def _waiting(waiting: WaitingForPeople, folder: str) -> Outcome:
                               table(rows)])  # fmt: skip
 
 
-def _shown(found: Judged, skipped: dict[str, int], folder: str, out: str) -> list[Any]:
+def _shown(
+    found: Judged, selected: Mapping[str, Any], *, skipped: Mapping[str, int], cache: str, out: str
+) -> list[Any]:
     noun = "comparisons" if found.what == "compare" else "completions"
     rows: dict[str, Any] = {
         "asked now": f"{found.asked:,}",
@@ -176,5 +186,8 @@ def _shown(found: Judged, skipped: dict[str, int], folder: str, out: str) -> lis
         rows |= {f"by {name}": counts(said) for name, said in found.principles.items()}
     if found.claimed:
         rows["claim a verdict"] = f"{found.claimed:,} completions; nothing was left out for it"
-    rows |= {"left out": counts(skipped), "kept in": folder, "written": out}
+    if selected:
+        rows["comparisons made"] = f"{selected['comparisons']:,}"
+        rows["no comparison"] = counts(selected["dropped"])
+    rows |= {"left out": counts(skipped), "kept in": cache, "written": out}
     return [f"{found.judge} judged {found.judged:,} of {found.questions:,} {noun}.", table(rows)]
