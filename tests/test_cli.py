@@ -71,6 +71,22 @@ def test_version(call: Call) -> None:
     assert call("--version") == (0, f"{prefopt.__version__}\n", "")
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**31)])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "demo", "check x", "split x --out y", "balance x --by length --out y", "aggregate x",
+        "acquire x --count 1 --out y",
+        "score x --data y", "sample x", "judge x --judge longest --out y", "evaluate x",
+        "revise x --constitution y --speaker lm:z --out o", "agreement x", "frontier --out y",
+        "label demo",
+    ],
+)  # fmt: skip
+def test_a_seed_is_in_the_range_that_recipes_have(call: Call, line: str, seed: str) -> None:
+    code, _, err = call(*line.split(), "--seed", seed)
+    assert code == 2 and f'Invalid value "{seed}" for --seed' in err, err
+
+
 def test_every_setting_of_a_recipe_is_a_flag() -> None:
     shown = [name for names in PANELS.values() for name in names]
     assert sorted(shown) == sorted(Recipe.model_fields)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import OnError, check_target, described
+from prefopt.cli.options import OnError, check_target, described, seeded
 from prefopt.cli.outcome import Outcome, counts, table
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def acquire(
     pairs: WhichPairs = "all",
     repeat: Repeat = None,
     on_error: OnError = "raise",
-    seed: Annotated[int, described("Seed of the controls, of random choices and of ties.")] = 0,
+    seed: Annotated[int, seeded("Seed of the controls, of random choices and of ties.")] = 0,
 ) -> Outcome:
     """Choose which comparisons to have labelled next.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Format, OnError, check_target, described
+from prefopt.cli.options import Format, OnError, check_target, described, seeded
 from prefopt.cli.outcome import Outcome, counts, percent, table
 from prefopt.data.aggregation.rules import Method, Over
 
@@ -70,7 +70,7 @@ def aggregate(
     ridge: Ridge = None,
     format: Format = "auto",
     on_error: OnError = "raise",
-    seed: Annotated[int, described("Seed of the intervals and of the search for types.")] = 0,
+    seed: Annotated[int, seeded("Seed of the intervals and of the search for types.")] = 0,
 ) -> Outcome:
     """Make comparisons with probabilities of votes.
 

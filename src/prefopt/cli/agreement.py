@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts.validators import Number
-
-from prefopt.cli.options import Device, OnError, described, judge_spec
+from prefopt.cli.options import Device, OnError, described, judge_spec, seeded
 from prefopt.cli.outcome import Outcome, counting, counts, percent, table
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def agreement(
     ] = None,
     on_error: OnError = "raise",
     device: Device = None,
-    seed: Annotated[int, described("Seed of the intervals.", validator=Number(gte=0))] = 0,
+    seed: Annotated[int, seeded("Seed of the intervals.")] = 0,
 ) -> Outcome:
     """Measure how far judges and people agree.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Format, OnError, check_target, described
+from prefopt.cli.options import Format, OnError, check_target, described, seeded
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, percent
 
 _SHOWN = 40  # values in the table; `--json` has all
@@ -39,7 +39,7 @@ def balance(
         described("File to write: .jsonl, or .jsonl.gz, .jsonl.zst. Must be new.", metavar="FILE"),
     ],
     limit: Limit = 10.0,
-    seed: Annotated[int, described("Seed of the clusters.")] = 0,
+    seed: Annotated[int, seeded("Seed of the clusters.")] = 0,
     format: Format = "auto",
     on_error: OnError = "raise",
 ) -> Outcome:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Format, check_target, described
+from prefopt.cli.options import Format, check_target, described, seeded
 from prefopt.cli.outcome import Outcome, UsageError, counting
 
 _LEVELS = ("note", "warning", "error")
@@ -71,7 +71,7 @@ def check(
     out: Page = None,
     format: Format = "auto",
     quick: Quick = False,
-    seed: Annotated[int, described("Seed of samples, clusters and intervals.")] = 0,
+    seed: Annotated[int, seeded("Seed of samples, clusters and intervals.")] = 0,
     fail_on: FailOn = None,
 ) -> Outcome:
     """Read preferences and say what is wrong with them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefopt.cli.options import described
+from prefopt.cli.options import described, seeded
 from prefopt.cli.outcome import Outcome, interval, percent
 
 
@@ -14,7 +14,7 @@ def demo(
         str, described("Folder for everything it makes.", metavar="FOLDER")
     ] = "runs/demo",
     seed: Annotated[
-        int, described("Seed of the world and of all else; the same seed, the same result.")
+        int, seeded("Seed of the world and of all else; the same seed, the same result.")
     ] = 0,
     quick: Annotated[
         bool, described("A much smaller run that shows the way and proves nothing.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Device, check_target, described, judge_spec
+from prefopt.cli.options import Device, check_target, described, judge_spec, seeded
 from prefopt.cli.outcome import Outcome, UsageError, counting, percent, table
 
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ def evaluate(
     temperature: Annotated[float, described("Of a model: 0 takes the most probable token.")] = 1.0,
     max_new_tokens: Annotated[int, described("A model's answer that is longer is cut.")] = 256,
     device: Device = None,
-    seed: Annotated[
-        int, described("Seed of samples, intervals and tests.", validator=Number(gte=0))
-    ] = 0,
+    seed: Annotated[int, seeded("Seed of samples, intervals and tests.")] = 0,
 ) -> Outcome:
     """Compare policies by their answers, with any judge.
 

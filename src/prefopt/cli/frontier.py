@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import described
+from prefopt.cli.options import described, seeded
 from prefopt.cli.outcome import Outcome, counting, percent
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def frontier(
     seeds: Annotated[
         int, described("So many worlds, each with its own curves.", validator=Number(gte=1))
     ] = 1,
-    seed: Annotated[int, described("Seed of the first world.", validator=Number(gte=0))] = 0,
+    seed: Annotated[int, seeded("Seed of the first world.")] = 0,
     grid: Annotated[
         str | None,
         described("β of objectives and κ of PPO, with commas between.", metavar="NUMBERS"),

@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from prefopt.cli.labelled import DEFAULT, Db, backup, export, import_, opened, status
-from prefopt.cli.options import PARAMETER, OnError, described
+from prefopt.cli.options import PARAMETER, OnError, described, seeded
 from prefopt.cli.outcome import Outcome, UsageError, announcer, console_to, counts, table, watched
 from prefopt.errors import RecipeError
 
@@ -83,7 +83,7 @@ class Settings:
         int | None,
         described("Seconds for which a question is kept for whoever has it; 900 at first."),
     ] = None
-    seed: Annotated[int | None, described("Seed of sides and repetitions; 0 at first.")] = None
+    seed: Annotated[int | None, seeded("Seed of sides and repetitions; 0 at first.")] = None
 
     def given(self) -> dict[str, Any]:
         """Those that were, by the names that `words.Task` has for them."""
@@ -208,7 +208,7 @@ def demo(
     items: Annotated[
         int, described("Ordinary questions; some more are gold.", validator=Number(gte=1))
     ] = 24,
-    seed: Annotated[int, described("Seed of the questions.")] = 0,
+    seed: Annotated[int, seeded("Seed of the questions.")] = 0,
     no_open: Annotated[bool, described("Do not open a browser.")] = False,
     port: Port = 0,
     processes: Processes = 1,

@@ -26,6 +26,11 @@ def described(text: str, **parameter: object) -> Parameter:
     return Parameter(help=text, **parameter)  # type: ignore[arg-type]
 
 
+def seeded(what: str, **parameter: object) -> Parameter:
+    """The parameter for a seed, in the range that recipes have."""
+    return described(what, validator=Number(gte=0, lt=2**31), **parameter)
+
+
 Model = Annotated[str, described("A run's folder, a model folder, an adapter folder, or a hub id.")]
 Device = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Device, Format, OnError, check_target, described
+from prefopt.cli.options import Device, Format, OnError, check_target, described, seeded
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, table
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def revise(
     out: Out,
     rounds: Rounds = 1,
     judge: WhichJudge = None,
-    seed: Annotated[int, described("Seed of the principles drawn, and of what is written.")] = 0,
+    seed: Annotated[int, seeded("Seed of the principles drawn, and of what is written.")] = 0,
     temperature: Temperature = 0.7,
     max_new_tokens: MaxNewTokens = 512,
     format: Format = "auto",

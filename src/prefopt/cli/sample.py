@@ -10,7 +10,7 @@ from cyclopts import Group as Panel
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Device, check_target, described
+from prefopt.cli.options import Device, check_target, described, seeded
 from prefopt.cli.outcome import Outcome, UsageError, counting, table
 from prefopt.errors import PrefoptError
 from prefopt.records import Group, Prompt, to_json
@@ -65,7 +65,7 @@ class How:
         described("Keep the most probable tokens that hold this much probability; 1 keeps all."),
     ] = 1.0
     top_k: Annotated[int, described("Keep this many tokens; 0 keeps all.")] = 0
-    seed: Annotated[int, described("Another seed, other samples.")] = 0
+    seed: Annotated[int, seeded("Another seed, other samples.")] = 0
     stop: Annotated[
         list[str] | None,
         described("A text that ends a completion; repeat it for more.", metavar="TEXT"),

@@ -19,6 +19,7 @@ from prefopt.cli.options import (
     check_target,
     described,
     judge_spec,
+    seeded,
 )
 from prefopt.cli.outcome import Outcome, UsageError, counting, counts, interval, percent, table
 
@@ -89,7 +90,7 @@ def score(
     on_error: OnError = "raise",
     microbatch_tokens: MicrobatchTokens = 8192,
     device: Device = None,
-    seed: Annotated[int, described("Seed of the interval.", validator=Number(gte=0))] = 0,
+    seed: Annotated[int, seeded("Seed of the interval.")] = 0,
     ches: Ches = False,
     features: Features = None,
 ) -> Outcome:

@@ -10,7 +10,7 @@ from cyclopts import Group as Panel
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from prefopt.cli.options import described
+from prefopt.cli.options import described, seeded
 from prefopt.cli.outcome import UsageError, counts
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Selecting:
     ] = None
     seed: Annotated[
         int | None,
-        described("Seed of what is left to chance.", group=_OF_SCORES, validator=Number(gte=0)),
+        seeded("Seed of what is left to chance.", group=_OF_SCORES),
     ] = None
 
     def check(self, what: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts.validators import Number
 
-from prefopt.cli.options import Format, OnError, described
+from prefopt.cli.options import Format, OnError, described, seeded
 from prefopt.cli.outcome import Outcome, counting, counts, percent, table
 
 
@@ -36,7 +36,7 @@ def split(
             validator=Number(gte=2),
         ),
     ] = None,
-    seed: Annotated[int, described("Seed of the split.")] = 0,
+    seed: Annotated[int, seeded("Seed of the split.")] = 0,
     format: Format = "auto",
     on_error: OnError = "raise",
 ) -> Outcome:
