@@ -251,6 +251,17 @@ def test_it_starts_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_judge_that_is_asked_again_is_one_voice(call: Call, tmp_path: Path) -> None:
+    votes, judged = jsonl(tmp_path / "votes.jsonl", *VOTES), tmp_path / "judged.jsonl"
+    assert call("judge", votes, "--judge", "shortest", "--out", judged)[0] == 0
+    alone = json.loads(call("agreement", judged, "--json")[1])
+    code, out, _ = call("agreement", judged, "--judge", "shortest", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["judgements"] == alone["judgements"] == 4 + 2
+    kinds = {row["kind"]: row["judgements"] for row in result["kinds"]}
+    assert kinds["shortest"] == 2
+
+
 def test_a_judged_file_has_people_and_their_judge(call: Call, tmp_path: Path) -> None:
     votes, judged = jsonl(tmp_path / "votes.jsonl", *VOTES), tmp_path / "judged.jsonl"
     assert call("judge", votes, "--judge", "shortest", "--out", judged)[0] == 0

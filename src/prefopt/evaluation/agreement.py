@@ -94,7 +94,8 @@ def agreement(
     everything, unread = kept + longer(kept), 0
     if judge is not None:
         said = _asked(judge, kept, progress)
-        everything, unread = everything + said.statements, said.unreadable
+        # The judge's own file, beside what it says of the same now, is one voice and not two.
+        everything, unread = once([*said.statements, *everything]), said.unreadable
     arrays = as_arrays(everything, kind_of)
     found = _document(arrays, everything, by or _default_column(kept), seed)
     return {
