@@ -10,7 +10,7 @@ import pytest
 
 from prefopt.data.checking import suspects
 from prefopt.data.checking.facts import Example, Facts, Texts
-from tests.test_bias import facts
+from tests.telling import plain
 
 GOOD = "clear exact patient useful kind careful honest concise helpful thorough".split()
 BAD = "vague rude wrong lazy hostile sloppy dull careless cold useless".split()
@@ -36,7 +36,7 @@ def sample(size: int, *, flipped: float = 0.05, signal: int = 3, seed: int = 0) 
             wrong.add(index)
         prompt = f"prompt {index}"
         examples.append(Example(index, prompt, prompt, *sides))
-    columns = facts(
+    columns = plain(
         size,
         preferred_length=[len(example.preferred) for example in examples],
         dispreferred_length=[len(example.dispreferred) for example in examples],
@@ -100,10 +100,10 @@ def test_one_prompt_is_never_on_both_sides_of_a_fold() -> None:
         words = [f"a{prompt}", f"b{prompt}"]
         sides = [" ".join(rng.choices(REST, k=8) + [word] * 4) for word in words]
         examples.append(Example(index, f"p{prompt}", f"p{prompt}", *sides))
-    columns = facts(600, prompt=np.arange(600) // 6 * 7919)
+    columns = plain(600, prompt=np.arange(600) // 6 * 7919)
     known = suspects.margins(columns, Texts(examples, whole=True))
     assert known is not None and not known.informative
-    apart = suspects.margins(facts(600), Texts(examples, whole=True))
+    apart = suspects.margins(plain(600), Texts(examples, whole=True))
     assert apart is not None and apart.accuracy.value > 0.9  # what a split of pairs would show
 
 
@@ -111,7 +111,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     columns, texts, _ = sample(300)
     order = np.random.default_rng(0).permutation(300)
     names = ("prompt", "preferred_length", "dispreferred_length")
-    shuffled = facts(300, **{name: getattr(columns, name)[order] for name in names})
+    shuffled = plain(300, **{name: getattr(columns, name)[order] for name in names})
     moved = [texts.examples[old] for old in order]
     again = [Example(new, e.prompt, e.last, e.preferred, e.dispreferred)
              for new, e in enumerate(moved)]  # fmt: skip
@@ -125,7 +125,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
 
 def test_ties_and_doubtful_labels_are_not_suspect() -> None:
     columns, texts, wrong = sample(600)
-    tied = facts(
+    tied = plain(
         600,
         toward=[0 if index in wrong else 1 for index in range(600)],
         preferred_length=columns.preferred_length,
@@ -133,7 +133,7 @@ def test_ties_and_doubtful_labels_are_not_suspect() -> None:
     )
     known = suspects.margins(tied, texts)
     assert known is not None and not wrong & set(known.comparisons.tolist())
-    unsure = facts(
+    unsure = plain(
         600,
         probability=[0.6 if index in wrong else 1 for index in range(600)],
         preferred_length=columns.preferred_length,
@@ -148,17 +148,17 @@ def test_length_alone_is_enough_to_know_something() -> None:
     _, texts, _ = sample(300, signal=0)
     rng = np.random.default_rng(1)
     short = rng.integers(50, 200, 300)
-    longer = facts(300, preferred_length=2 * short, dispreferred_length=short)
+    longer = plain(300, preferred_length=2 * short, dispreferred_length=short)
     known = suspects.margins(longer, texts)
     assert known is not None and known.accuracy.value > 0.9
-    blind = suspects.margins(facts(300), texts)
+    blind = suspects.margins(plain(300), texts)
     assert blind is not None and not blind.informative
 
 
 def test_what_is_unsure_teaches_little() -> None:
     """Half of the labels are turned, and say that they are hardly more than coins."""
     columns, texts, wrong = sample(600, flipped=0.6)
-    unsure = facts(
+    unsure = plain(
         600,
         probability=[0.51 if index in wrong else 1 for index in range(600)],
         preferred_length=columns.preferred_length,
