@@ -297,7 +297,7 @@ def _line(text: str) -> str:
 def _shown_now(
     sampler: Sampler, prompts: list[Prompt], settings: Settings, duplicates: Duplicates
 ) -> Outcome:
-    from prefopt.sampling.keeping import Answered, refuse_nothing, to_groups
+    from prefopt.sampling.keeping import Answered, in_order, to_groups
     from prefopt.sampling.sampler import Sample
 
     done: list[int] = []
@@ -313,7 +313,7 @@ def _shown_now(
             count(position)
 
         samples = sampler.sample_all(prompts, settings, count, leave_out)
-    refuse_nothing(refused, len(prompts))
+    refused = in_order(refused, prompts)
     groups = to_groups(prompts, samples, sampler.name, duplicates)
     answered = Answered.of(groups, samples, refused=refused)
     shown = [to_json(group) for group in groups]

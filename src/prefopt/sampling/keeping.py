@@ -117,6 +117,7 @@ def answer_into(
             file, known, sampler, dict(zip(keys, prompts, strict=True)), settings, progress,
             refused if skip_refused else None,
         )  # fmt: skip
+        refused = in_order(refused, prompts)
         groups = to_groups(prompts, samples, sampler.name, duplicates)
         answered = Answered.of(groups, samples, before, refused)
         file.finish(groups, asked, answered)
@@ -196,16 +197,19 @@ def _filled(
         raise KeyboardInterrupt(
             f"interrupted; {done} of {len(wanted)} prompts are answered, and kept"
         ) from None
-    refuse_nothing(refused or {}, len(wanted))
     return [known.get(key, []) for key in wanted]
 
 
-def refuse_nothing(refused: Mapping[Prompt, PrefoptError], asked: int) -> None:
-    """Raise the first refusal where no prompt could be answered."""
-    for error in refused.values():
-        if len(refused) == asked:
-            error.message += f" (and so with all {asked} prompts)" if asked > 1 else ""
-            raise error
+def in_order(
+    refused: Mapping[Prompt, PrefoptError], prompts: Sequence[Prompt]
+) -> dict[Prompt, PrefoptError]:
+    """Refusals as the prompts stand, however they came; raises the first if nothing is answered."""
+    ordered = {prompt: refused[prompt] for prompt in prompts if prompt in refused}
+    if ordered and ordered.keys() == set(prompts):
+        error = next(iter(ordered.values()))
+        error.message += f" (and so with all {len(prompts)} prompts)" if len(prompts) > 1 else ""
+        raise error
+    return ordered
 
 
 def _asked(
