@@ -297,7 +297,8 @@ def _line(text: str) -> str:
 def _shown_now(
     sampler: Sampler, prompts: list[Prompt], settings: Settings, duplicates: Duplicates
 ) -> Outcome:
-    from prefopt.sampling.keeping import Answered, in_order, to_groups
+    from prefopt.sampling.failures import in_order
+    from prefopt.sampling.keeping import Answered, to_groups
     from prefopt.sampling.sampler import Sample
 
     done: list[int] = []

@@ -11,10 +11,11 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from prefopt.errors import PrefoptError
+from prefopt.records import Prompt
 
 #: statuses that pass: time-outs, conflicts, too early, too many requests
 _PASSING = {408, 409, 425, 429}
@@ -191,3 +192,15 @@ def _said(error: BaseException, secret: str | None) -> str:
     if secret:
         line = line.replace(secret, "…")
     return f"{status}: {line[:300]}" if status is not None else line[:300]
+
+
+def in_order(
+    refused: Mapping[Prompt, PrefoptError], prompts: Sequence[Prompt]
+) -> dict[Prompt, PrefoptError]:
+    """Refusals as the prompts stand, however they came; raises the first if nothing is answered."""
+    ordered = {prompt: refused[prompt] for prompt in prompts if prompt in refused}
+    if ordered and ordered.keys() == set(prompts):
+        error = next(iter(ordered.values()))
+        error.message += f" (and so with all {len(prompts)} prompts)" if len(prompts) > 1 else ""
+        raise error
+    return ordered

@@ -25,7 +25,7 @@ from prefopt.data.formats import write_groups
 from prefopt.errors import PrefoptError, RunError
 from prefopt.records import Completion, Group, Prompt, prompt_key
 from prefopt.runs import explained, fingerprint_file, versions, write_text
-from prefopt.sampling.failures import ServerError
+from prefopt.sampling.failures import ServerError, in_order
 from prefopt.sampling.sampler import Sample, Sampler
 from prefopt.sampling.settings import Settings
 
@@ -198,18 +198,6 @@ def _filled(
             f"interrupted; {done} of {len(wanted)} prompts are answered, and kept"
         ) from None
     return [known.get(key, []) for key in wanted]
-
-
-def in_order(
-    refused: Mapping[Prompt, PrefoptError], prompts: Sequence[Prompt]
-) -> dict[Prompt, PrefoptError]:
-    """Refusals as the prompts stand, however they came; raises the first if nothing is answered."""
-    ordered = {prompt: refused[prompt] for prompt in prompts if prompt in refused}
-    if ordered and ordered.keys() == set(prompts):
-        error = next(iter(ordered.values()))
-        error.message += f" (and so with all {len(prompts)} prompts)" if len(prompts) > 1 else ""
-        raise error
-    return ordered
 
 
 def _asked(
