@@ -147,14 +147,14 @@ class Group:
 
 def prompt_key(prompt: Prompt) -> bytes:
     """Digest of a prompt, used to merge, split and compare by prompt."""
-    payload = json.dumps(_prompt_to_json(prompt), ensure_ascii=False, separators=(",", ":"))
+    payload = json.dumps(prompt_to_json(prompt), ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(payload.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def to_json(group: Group) -> dict[str, Any]:
     """A group as the plain object of prefopt's own JSONL; `from_json` is its inverse."""
     document: dict[str, Any] = {
-        "prompt": _prompt_to_json(group.prompt),
+        "prompt": prompt_to_json(group.prompt),
         "completions": [_without_defaults(item) for item in group.completions],
     }
     for name in ("comparisons", "labels", "votes"):
@@ -191,7 +191,8 @@ def from_json(document: Mapping[str, Any], *, origins: tuple[Origin, ...] = ()) 
     )
 
 
-def _prompt_to_json(prompt: Prompt) -> str | list[dict[str, str]]:
+def prompt_to_json(prompt: Prompt) -> str | list[dict[str, str]]:
+    """A prompt as it stands in JSON: a text, or a list of turns."""
     if isinstance(prompt, str):
         return prompt
     return [{"role": message.role, "content": message.content} for message in prompt]

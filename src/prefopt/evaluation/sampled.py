@@ -109,7 +109,9 @@ def _asked(
 
 
 def _is_served(source: str) -> bool:
-    return source.removeprefix("server:").startswith(("http://", "https://"))
+    from prefopt.sampling.sampler import is_url
+
+    return is_url(source.removeprefix("server:"))
 
 
 def _sampler(source: str, device: str | None) -> Sampler:

@@ -21,7 +21,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from prefopt import __version__
 from prefopt.data.prompts import read_prompts
 from prefopt.errors import RunError
 from prefopt.recipe import NOT_LEARNED
-from prefopt.records import Prompt
+from prefopt.records import Prompt, prompt_to_json
 from prefopt.rounds.judges import said_of_judges
 from prefopt.rounds.settings import MAY_CHANGE, Rounds
 from prefopt.runs import explained, write_text
@@ -77,7 +76,7 @@ class Ledger:
     def keep_prompts(self, number: int, prompts: Sequence[Prompt]) -> None:
         """Write down the prompts of a round; what was sampled of others is given up."""
         path = self.folder / f"round-{number}" / "prompts.jsonl"
-        text = "".join(json.dumps({"prompt": _plain(one)}) + "\n" for one in prompts)
+        text = "".join(json.dumps({"prompt": prompt_to_json(one)}) + "\n" for one in prompts)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -207,10 +206,6 @@ def without_passwords(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_passwords(item) for key, item in value.items()}
     return [without_passwords(item) for item in value] if isinstance(value, list) else value
-
-
-def _plain(prompt: Prompt) -> Any:
-    return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
 
 
 def read_json(path: Path) -> dict[str, Any]:

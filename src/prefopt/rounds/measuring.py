@@ -22,7 +22,6 @@ from typing import Any
 from prefopt.data.checking.estimates import mean, share
 from prefopt.data.formats import read_groups, write_groups
 from prefopt.engine.tokens import TokenGroup
-from prefopt.errors import DataError
 from prefopt.evaluation.comparing import codes_of
 from prefopt.evaluation.win_rate import log_ratios
 from prefopt.judges.judge import Judge, Question, Verdict
@@ -36,7 +35,7 @@ from prefopt.rounds.judging import best_way
 from prefopt.rounds.ledger import read_json
 from prefopt.rounds.settings import Rounds, RoundsFile
 from prefopt.runs import explained, write_text
-from prefopt.sampling.generate import draw, encode_prompts, text_of
+from prefopt.sampling.generate import draw, encode_prompts, text_of, unfit
 from prefopt.sampling.settings import Settings
 from prefopt.training.display import Display
 
@@ -192,12 +191,7 @@ def _answered(
 
 def _check_room(rounds: Rounds, policy: Policy, prompts: Sequence[Prompt]) -> None:
     """Refuse before the first round what sampling would refuse in the last one."""
-    refused = []
-    for prompt in prompts:
-        try:
-            encode_prompts(policy, [prompt], rounds.file.sample.max_new_tokens)
-        except DataError as error:
-            refused.append(error)
+    refused = list(unfit(policy, prompts, rounds.file.sample.max_new_tokens).values())
     if refused:
         raise rounds.refuse(
             f"{len(refused):,} of the {len(prompts):,} prompts cannot be answered; "

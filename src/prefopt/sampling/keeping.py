@@ -17,13 +17,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from prefopt.data.formats import write_groups
 from prefopt.errors import PrefoptError, RunError
-from prefopt.records import Completion, Group, Prompt, prompt_key
+from prefopt.records import Completion, Group, Prompt, prompt_key, prompt_to_json
 from prefopt.runs import explained, fingerprint_file, versions, write_text
 from prefopt.sampling.failures import ServerError, in_order
 from prefopt.sampling.sampler import Sample, Sampler
@@ -70,7 +70,10 @@ class Answered:
             sum(sample.finish == "length" for sample in every),
             len(every) - distinct,
             before,
-            tuple({"prompt": _plain(p), "why": why.message} for p, why in (refused or {}).items()),
+            tuple(
+                {"prompt": prompt_to_json(p), "why": why.message}
+                for p, why in (refused or {}).items()
+            ),
         )
 
 
@@ -237,10 +240,6 @@ def to_groups(
             )
         )
     return groups
-
-
-def _plain(prompt: Prompt) -> Any:
-    return prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
 
 
 def _distinct(samples: Sequence[Sample]) -> list[Sample]:
